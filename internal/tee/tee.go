@@ -1,0 +1,41 @@
+// Package tee is the seam between PID 1 and the hardware that vouches for it.
+package tee
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/ampoule-vm/ampoule/internal/evidence"
+)
+
+// A Device produces evidence. There is one per boot.
+type Device interface {
+	Kind() evidence.Kind
+	// Evidence asks the hardware to sign reportData: 64 bytes, shorter values padded with zeros at the end.
+	Evidence(ctx context.Context, reportData [64]byte) (evidence.Evidence, error)
+}
+
+// ErrNotFound says that this sort of hardware is absent, as opposed to present and broken.
+var ErrNotFound = errors.New("no such TEE")
+
+// A Driver opens one sort of Device. Open returns an error that wraps ErrNotFound if the hardware is absent.
+type Driver struct {
+	Name string
+	Open func() (Device, error)
+}
+
+// Open returns the device of the first driver whose hardware is there. Hardware that is there and broken is an
+// error: nothing falls through to a weaker driver.
+func Open(drivers []Driver) (Device, error) {
+	for _, d := range drivers {
+		dev, err := d.Open()
+		switch {
+		case err == nil:
+			return dev, nil
+		case !errors.Is(err, ErrNotFound):
+			return nil, fmt.Errorf("%s: %w", d.Name, err)
+		}
+	}
+	return nil, fmt.Errorf("%w among %d drivers", ErrNotFound, len(drivers))
+}
