@@ -5,6 +5,7 @@
 package cmdline
 
 import (
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -83,8 +84,8 @@ func ParseSource(s string) (Source, error) {
 			return Source{}, fmt.Errorf("vsock port %q: want 1 to 4294967295", arg)
 		}
 	case "cmdline":
-		if arg == "" {
-			return Source{}, errors.New("cmdline: is empty; want the base64url of the gzipped manifest")
+		if _, err := base64.RawURLEncoding.Strict().DecodeString(arg); err != nil || arg == "" || strings.ContainsAny(arg, "\r\n") {
+			return Source{}, fmt.Errorf("cmdline:%.40s: want the unpadded base64url of the gzipped manifest", arg)
 		}
 	default:
 		return Source{}, fmt.Errorf("%q is not a manifest source; want vsock:PORT or cmdline:BASE64URL", kind)
@@ -136,6 +137,9 @@ func ParseNet(s string) (Net, error) {
 		if n.DNS, err = netip.ParseAddr(f[2]); err != nil {
 			return Net{}, fmt.Errorf("static name server: %w", err)
 		}
+	}
+	if n.Addr.Addr().Is4() != n.Gateway.Is4() {
+		return Net{}, fmt.Errorf("static:%s: the address is of another IP version than the gateway", spec)
 	}
 	if n.Addr.Addr().Zone() != "" || n.Gateway.Zone() != "" || n.DNS.Zone() != "" {
 		return Net{}, fmt.Errorf("static:%s: an address with a zone", spec)
@@ -221,7 +225,8 @@ func Parse(line string) (Options, error) {
 	}
 	var errs []error
 	seen := map[string]bool{}
-	for _, word := range split(line) {
+	words := split(line)
+	for i, word := range words {
 		name, value, _ := strings.Cut(word, "=")
 		// The kernel takes - and _ in a name as the same, so a look-alike of ours is ours.
 		plain := strings.ToLower(strings.ReplaceAll(name, "_", "-"))
@@ -231,6 +236,8 @@ func Parse(line string) (Options, error) {
 		key := strings.TrimPrefix(name, "ampoule.")
 		set, known := keys[key]
 		switch {
+		case slices.Contains(words[:i], "--"):
+			errs = append(errs, fmt.Errorf("%s: stands behind --, where the kernel hands it to init as an argument; put it before", name))
 		case !known || key == name:
 			errs = append(errs, fmt.Errorf("%s: unknown key; known are %s", name, knownKeys()))
 		case seen[key]:
@@ -256,8 +263,8 @@ func knownKeys() string {
 }
 
 // split cuts a command line into words as lib/cmdline.c next_arg does: white space separates, double quotes hold
-// together, and quotes around a whole word or a whole value are taken off. Words behind "--" are init's argv; they
-// count as well, so that nothing of ours hides there.
+// together, and quotes around a whole word or a whole value are taken off. 0xa0 is white space to the kernel, which
+// reads Latin-1. Words behind "--" are returned as well, so that Parse can refuse what hides there.
 func split(line string) []string {
 	var words []string
 	var b strings.Builder
@@ -274,7 +281,7 @@ func split(line string) []string {
 		case c == '"':
 			quoted, open = !quoted, true
 			b.WriteByte(c)
-		case !quoted && (c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '\v' || c == '\f'):
+		case !quoted && (c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '\v' || c == '\f' || c == 0xa0):
 			flush()
 		default:
 			open = true

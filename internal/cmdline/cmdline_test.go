@@ -1,12 +1,12 @@
 package cmdline
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"net/netip"
 )
 
 var compare = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
@@ -39,7 +39,11 @@ func TestParseRefuses(t *testing.T) {
 		"no profile":                    {"console=ttyS0", "ampoule.profile: is missing"},
 		"a profile of no name":          {"ampoule.profile=debug", `"debug" is not a profile`},
 		"production with a permission":  {"ampoule.profile=production ampoule.allow=tag", "a production image permits nothing"},
-		"a key behind --":               {ok + "-- ampoule.net=none ampoule.net=none", "is there twice"},
+		"a key behind --":               {ok + "-- ampoule.net=none", "ampoule.net: stands behind --"},
+		"a key behind a Latin-1 space":  {ok + "x=1\xa0ampoule.x=1", "ampoule.x: unknown key"},
+		"a manifest not in base64url":   {ok + `ampoule.manifest="cmdline:a b"`, "want the unpadded base64url"},
+		"an empty inline manifest":      {ok + "ampoule.manifest=cmdline:", "want the unpadded base64url"},
+		"a gateway of another version":  {ok + "ampoule.net=static:10.0.0.1/8,fe80::1", "another IP version"},
 		"a key in another case":         {ok + "Ampoule.net=dhcp", "Ampoule.net: unknown key"},
 		"an underscore for the dash":    {ok + "ampoule.manifest_sha384=00", "unknown key"},
 		"the bare prefix":               {ok + "ampoule", "ampoule: unknown key"},
@@ -74,6 +78,7 @@ func TestParseReportsAllProblems(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add("ampoule.profile=simulation ampoule.net=dhcp")
 	f.Add(`a "b c" ampoule.allow="tag" -- x`)
+	f.Add("ampoule.profile=simulation ampoule.manifest=cmdline:H4sI ampoule.net=static:10.0.2.15/24,10.0.2.2 ampoule.deadline=1.5s")
 	f.Fuzz(func(t *testing.T, line string) {
 		o, err := Parse(line)
 		if err != nil {

@@ -1,3 +1,7 @@
+// Package result is what leaves the machine: events and reasons that anyone may see, the sealed result, and the receipt.
+//
+// PID 1 writes all of it and the host reads it back, so every reader here is bounded and strict. Nothing of ours is
+// imported.
 package result
 
 // Reason is the public part of an outcome. It is all that an untrusted host may learn of why a run ended.

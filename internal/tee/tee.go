@@ -26,16 +26,20 @@ type Driver struct {
 }
 
 // Open returns the device of the first driver whose hardware is there. Hardware that is there and broken is an
-// error: nothing falls through to a weaker driver.
+// error: nothing falls through to a weaker driver. If there is none, the error wraps ErrNotFound and says what each
+// driver saw.
 func Open(drivers []Driver) (Device, error) {
+	absent := []error{ErrNotFound}
 	for _, d := range drivers {
 		dev, err := d.Open()
-		switch {
-		case err == nil:
+		if err == nil {
 			return dev, nil
-		case !errors.Is(err, ErrNotFound):
-			return nil, fmt.Errorf("%s: %w", d.Name, err)
 		}
+		err = fmt.Errorf("%s: %w", d.Name, err)
+		if !errors.Is(err, ErrNotFound) {
+			return nil, err
+		}
+		absent = append(absent, err)
 	}
-	return nil, fmt.Errorf("%w among %d drivers", ErrNotFound, len(drivers))
+	return nil, errors.Join(absent...)
 }

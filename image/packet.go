@@ -1,0 +1,324 @@
+package image
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+)
+
+// Annotations of an encrypted layer, wire/SPEC.md §4.1.
+const (
+	annotationKeys = "org.opencontainers.image.enc.keys.provider.attestation-agent"
+	annotationOpts = "org.opencontainers.image.enc.pubopts"
+
+	annotationPrefix = "org.opencontainers.image.enc."
+
+	layerCipher = "AES_256_CTR_HMAC_SHA256"
+	wrapGCM     = "A256GCM"
+	wrapCTR     = "A256CTR"
+
+	// keySize is the size of a key encryption key and of a layer key, bytes.
+	keySize = 32
+	macSize = 32
+
+	maxAnnotation = 64 << 10 // bytes; a real packet has about 500
+	maxRecipients = 16
+
+	// samplePath names a key whose 32 bytes are published in the key provider's source.
+	samplePath = "default/test-key/1"
+)
+
+// Keys are key encryption keys: KBS path ("repo/type/tag") → 32 bytes.
+type Keys map[string][]byte
+
+func (Keys) String() string               { return "[secret]" }
+func (Keys) GoString() string             { return "[secret]" }
+func (Keys) LogValue() slog.Value         { return slog.StringValue("[secret]") }
+func (Keys) MarshalJSON() ([]byte, error) { return []byte(`"[secret]"`), nil }
+
+// Zero overwrites all keys and empties the map.
+func (k Keys) Zero() {
+	for _, b := range k {
+		clear(b)
+	}
+	clear(k)
+}
+
+// packet is one wrapped layer key: CoCo's annotation packet, v1 or v2 (wire/SPEC.md §4.3).
+type packet struct {
+	path     string // repo/type/tag
+	wrapped  []byte
+	iv       []byte
+	wrapType string
+}
+
+// sealing is all that an encrypted layer's annotations say.
+type sealing struct {
+	packets []packet
+	mac     [macSize]byte
+	nonce   []byte // from the public options; nil when the private ones hold it
+}
+
+// layerKey opens one layer. Its owner calls zero.
+type layerKey struct {
+	sym    [keySize]byte
+	nonce  [aes.BlockSize]byte
+	digest string // of the plaintext blob
+}
+
+func (*layerKey) String() string       { return "[secret]" }
+func (*layerKey) GoString() string     { return "[secret]" }
+func (*layerKey) LogValue() slog.Value { return slog.StringValue("[secret]") }
+
+func (k *layerKey) zero() {
+	clear(k.sym[:])
+	clear(k.nonce[:])
+}
+
+// KeyPath is the "repo/type/tag" of a key id. Besides kbs:///repo/type/tag it takes what
+// key providers write in the field: a host after the scheme, no scheme, no scheme and a
+// leading slash (wire/SPEC.md §4.3). The host is dropped: which KBS to ask is the
+// manifest's word, never the image's.
+func KeyPath(kid string) (string, error) {
+	bad := func(why string) (string, error) {
+		return "", fmt.Errorf("%w: key id %.200q %s; write kbs:///repo/type/tag", ErrKey, kid, why)
+	}
+	rest, schemed := strings.CutPrefix(kid, "kbs://")
+	if !schemed && strings.Contains(kid, "://") {
+		return bad("has a scheme that is not kbs")
+	}
+	parts := strings.Split(rest, "/")
+	switch {
+	case len(parts) == 4: // host, possibly empty, first
+		parts = parts[1:]
+	case len(parts) == 3 && !schemed:
+	default:
+		return bad("does not have three path components")
+	}
+	for _, p := range parts {
+		if !plainName(p) {
+			return bad("has a component that is empty, a dot name, over 128 bytes or not of A-Z a-z 0-9 . _ -")
+		}
+	}
+	return strings.Join(parts, "/"), nil
+}
+
+func plainName(s string) bool {
+	if s == "" || s == "." || s == ".." || len(s) > 128 {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("._-", c) >= 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// parseSealing reads an encrypted layer's annotations.
+func parseSealing(annotations map[string]string) (*sealing, error) {
+	var s sealing
+	items := annotations[annotationKeys]
+	switch {
+	case items == "":
+		return nil, fmt.Errorf("%w: annotation %s is missing; encrypt for the provider attestation-agent", ErrKey, annotationKeys)
+	case len(items) > maxAnnotation:
+		return nil, fmt.Errorf("%w: annotation %s has %d bytes, at most %d are read", ErrTooBig, annotationKeys, len(items), maxAnnotation)
+	case strings.Count(items, ",") >= maxRecipients:
+		return nil, fmt.Errorf("%w: the layer has over %d recipients", ErrTooBig, maxRecipients)
+	}
+	var problems []error
+	for item := range strings.SplitSeq(items, ",") {
+		b, err := base64.StdEncoding.Strict().DecodeString(item)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%w: packet is not base64: %w", ErrFormat, err))
+			continue
+		}
+		p, err := parsePacket(b)
+		if errors.Is(err, ErrSampleKey) {
+			return nil, err // whatever the other recipients are, the world can read this layer
+		}
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		s.packets = append(s.packets, p)
+	}
+	if len(s.packets) == 0 {
+		return nil, errors.Join(problems...)
+	}
+
+	opts := annotations[annotationOpts]
+	if len(opts) > maxAnnotation {
+		return nil, fmt.Errorf("%w: annotation %s has %d bytes, at most %d are read", ErrTooBig, annotationOpts, len(opts), maxAnnotation)
+	}
+	b, err := base64.StdEncoding.Strict().DecodeString(opts)
+	if err != nil {
+		return nil, fmt.Errorf("%w: annotation %s is not base64: %w", ErrFormat, annotationOpts, err)
+	}
+	var pub publicOptions
+	if err := one(b, &pub); err != nil {
+		return nil, fmt.Errorf("%w: annotation %s: %w", ErrFormat, annotationOpts, err)
+	}
+	nonce := pub.CipherOptions["nonce"]
+	switch {
+	case pub.Cipher != layerCipher:
+		return nil, fmt.Errorf("%w: layer cipher %.80q, only %s is known", ErrFormat, pub.Cipher, layerCipher)
+	case len(pub.HMAC) != macSize:
+		return nil, fmt.Errorf("%w: HMAC has %d bytes, want %d", ErrFormat, len(pub.HMAC), macSize)
+	case nonce != nil && len(nonce) != aes.BlockSize:
+		return nil, fmt.Errorf("%w: public nonce has %d bytes, want %d", ErrFormat, len(nonce), aes.BlockSize)
+	}
+	s.mac, s.nonce = [macSize]byte(pub.HMAC), nonce
+	return &s, nil
+}
+
+type publicOptions struct {
+	Cipher        string            `json:"cipher"`
+	HMAC          []byte            `json:"hmac"`
+	CipherOptions map[string][]byte `json:"cipheroptions"`
+}
+
+type privateOptions struct {
+	Symkey        []byte            `json:"symkey"`
+	Digest        string            `json:"digest"`
+	CipherOptions map[string][]byte `json:"cipheroptions"`
+}
+
+// wirePacket is a packet as JSON has it; the fields and their order are CoCo's.
+type wirePacket struct {
+	Version     string          `json:"version,omitempty"`
+	KID         string          `json:"kid"`
+	WrappedData []byte          `json:"wrapped_data"`
+	Provider    string          `json:"provider,omitempty"`
+	IV          []byte          `json:"iv,omitempty"`
+	WrapType    string          `json:"wrap_type,omitempty"`
+	Settings    json.RawMessage `json:"provider_settings,omitempty"`
+	Annotations json.RawMessage `json:"annotations,omitempty"`
+}
+
+func parsePacket(b []byte) (packet, error) {
+	var w wirePacket
+	if err := one(b, &w); err != nil {
+		return packet{}, fmt.Errorf("%w: key packet: %w", ErrFormat, err)
+	}
+	if w.Version != "" && w.Version != "0.1.0" {
+		return packet{}, fmt.Errorf("%w: key packet version %.40q, known are none and 0.1.0", ErrFormat, w.Version)
+	}
+	if w.Provider != "" && w.Provider != "kbs" {
+		return packet{}, fmt.Errorf("%w: key packet is for the key service %.40q, only kbs is served", ErrKey, w.Provider)
+	}
+	path, err := KeyPath(w.KID)
+	if err != nil {
+		return packet{}, err
+	}
+	if path == samplePath {
+		return packet{}, fmt.Errorf("%w (%s): anybody can read the layer; encrypt it again under a key of your own", ErrSampleKey, w.KID)
+	}
+	var want int
+	switch w.WrapType {
+	case wrapGCM:
+		want = 12
+	case wrapCTR:
+		want = aes.BlockSize
+	default:
+		return packet{}, fmt.Errorf("%w: key packet wrap_type %.40q, known are %s and %s", ErrFormat, w.WrapType, wrapGCM, wrapCTR)
+	}
+	if len(w.IV) != want {
+		return packet{}, fmt.Errorf("%w: key packet iv has %d bytes, %s wants %d", ErrFormat, len(w.IV), w.WrapType, want)
+	}
+	return packet{path: path, wrapped: w.WrappedData, iv: w.IV, wrapType: w.WrapType}, nil
+}
+
+// unwrap opens the first packet for which there is a key.
+func (s *sealing) unwrap(keys Keys) (*layerKey, error) {
+	var problems []error
+	for _, p := range s.packets {
+		kek, have := keys[p.path]
+		if !have {
+			problems = append(problems, fmt.Errorf("%w: %s was not given", ErrKey, p.path))
+			continue
+		}
+		k, err := p.unwrap(kek, s.nonce)
+		if err == nil {
+			return k, nil
+		}
+		problems = append(problems, fmt.Errorf("%w: %s: %w", ErrKey, p.path, err))
+	}
+	return nil, errors.Join(problems...)
+}
+
+func (p packet) unwrap(kek, publicNonce []byte) (*layerKey, error) {
+	if len(kek) != keySize {
+		return nil, fmt.Errorf("the key has %d bytes, want %d%s", len(kek), keySize, textHint(kek))
+	}
+	block, err := aes.NewCipher(kek)
+	if err != nil {
+		return nil, err
+	}
+	var opts []byte
+	defer func() { clear(opts) }()
+	if p.wrapType == wrapGCM {
+		gcm, err := cipher.NewGCM(block)
+		if err != nil {
+			return nil, err
+		}
+		if opts, err = gcm.Open(nil, p.iv, p.wrapped, nil); err != nil {
+			return nil, errors.New("the key does not open the packet: it is another key, or the packet was altered")
+		}
+	} else {
+		opts = make([]byte, len(p.wrapped))
+		cipher.NewCTR(block, p.iv).XORKeyStream(opts, p.wrapped)
+	}
+
+	var priv privateOptions
+	defer func() { clear(priv.Symkey) }()
+	if err := one(opts, &priv); err != nil {
+		// The JSON error would quote bytes of a decryption; it stays here.
+		return nil, errors.New("the key opens the packet to something that is no layer key: it is another key, or the packet was altered")
+	}
+	nonce := publicNonce
+	if nonce == nil {
+		nonce = priv.CipherOptions["nonce"]
+	}
+	switch {
+	case len(priv.Symkey) != keySize:
+		return nil, fmt.Errorf("the layer key has %d bytes, want %d", len(priv.Symkey), keySize)
+	case len(nonce) != aes.BlockSize:
+		return nil, fmt.Errorf("the nonce has %d bytes, want %d", len(nonce), aes.BlockSize)
+	case !isDigest(priv.Digest):
+		return nil, fmt.Errorf("the plaintext digest %.80q is not sha256 and 64 hex digits", priv.Digest)
+	}
+	return &layerKey{[keySize]byte(priv.Symkey), [aes.BlockSize]byte(nonce), priv.Digest}, nil
+}
+
+// textHint says what is commonly wrong with a key of the wrong size: its text was stored.
+func textHint(kek []byte) string {
+	t := strings.TrimSpace(string(kek))
+	switch {
+	case len(t) == 64 && strings.Trim(t, "0123456789abcdefABCDEF") == "":
+		return "; it looks like hex text: store the raw bytes at the KBS"
+	case len(t) == 44 && strings.HasSuffix(t, "="):
+		return "; it looks like base64 text: store the raw bytes at the KBS"
+	}
+	return ""
+}
+
+// one decodes exactly one JSON value.
+func one(b []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return errors.New("data after the JSON value")
+	}
+	return nil
+}

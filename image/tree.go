@@ -1,0 +1,380 @@
+package image
+
+import (
+	"archive/tar"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"math"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+)
+
+const maxLinks = 40 // symbolic links followed in one path, as the kernel has it
+
+// tree is a root file system in the making. All operations go through an [os.Root], and
+// on paths that hold no symbolic link: parents that are links are resolved here, inside
+// the tree, as they would be after chroot (an absolute link starts at the tree's root, and
+// ".." stops there). So a Debian /lib → usr/lib works, and os.Root refuses whatever this
+// resolver might get wrong.
+type tree struct {
+	root   *os.Root
+	lim    Limits
+	budget budget
+	buf    []byte
+
+	// made holds what the current layer made, "a/b/c" with all parents, because
+	// whiteouts apply to lower layers only.
+	made map[string]struct{}
+	// dirs are modes and times of directories, set at the end: a directory that is
+	// read-only, or gets files later, keeps what its entry said.
+	dirs map[string]dirMeta
+
+	// The parent of the last entry: archives list a directory's files together.
+	lastName, lastPath string
+	last               *os.Root
+}
+
+type dirMeta struct {
+	mode  fs.FileMode
+	mtime time.Time // zero: not said
+}
+
+func openTree(dir string, lim Limits) (*tree, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	lim = lim.withDefaults()
+	return &tree{
+		root:   root,
+		lim:    lim,
+		budget: budget{lim.Bytes, lim.Bytes, lim.Entries},
+		buf:    make([]byte, chunkSize/2),
+		dirs:   map[string]dirMeta{".": {mode: 0o755}},
+	}, nil
+}
+
+func (t *tree) close() {
+	t.forget()
+	t.root.Close()
+}
+
+// seal gives directories their modes and times, the deepest first: a parent may forbid
+// what its children still need.
+func (t *tree) seal() error {
+	t.forget()
+	for _, p := range slices.Backward(slices.Sorted(maps.Keys(t.dirs))) {
+		if fi, err := t.root.Lstat(p); err != nil || !fi.IsDir() {
+			continue // replaced or whited out since
+		}
+		m := t.dirs[p]
+		if !m.mtime.IsZero() {
+			if err := t.root.Chtimes(p, m.mtime, m.mtime); err != nil {
+				return err
+			}
+		}
+		if err := t.root.Chmod(p, m.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// apply unpacks one layer over what is there.
+func (t *tree) apply(r io.Reader) error {
+	t.made = map[string]struct{}{}
+	tr := tar.NewReader(r)
+	for {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%w: tar: %w", ErrFormat, err)
+		}
+		if h.Typeflag == tar.TypeXGlobalHeader {
+			continue
+		}
+		if t.budget.entries--; t.budget.entries < 0 {
+			return fmt.Errorf("%w: the image has more than %d archive entries", ErrTooBig, t.lim.Entries)
+		}
+		if err := t.put(h, tr); err != nil {
+			return fmt.Errorf("entry %.300q: %w", h.Name, err)
+		}
+	}
+}
+
+func (t *tree) put(h *tar.Header, r io.Reader) error {
+	parts, err := t.split(h.Name)
+	if err != nil {
+		return err
+	}
+	if len(parts) == 0 {
+		if h.Typeflag != tar.TypeDir {
+			return fmt.Errorf("%w: the root is not a directory", ErrUnsafe)
+		}
+		return t.meta(".", h)
+	}
+	dir, base := strings.Join(parts[:len(parts)-1], "/"), parts[len(parts)-1]
+	for _, p := range parts[:len(parts)-1] {
+		if strings.HasPrefix(p, whiteout) {
+			return fmt.Errorf("%w: a directory has a whiteout's name", ErrUnsafe)
+		}
+	}
+	if strings.HasPrefix(base, whiteout) {
+		return t.whiteout(h, dir, base)
+	}
+	parent, at, err := t.parent(dir)
+	if err != nil {
+		return err
+	}
+	full := path.Join(at, base)
+
+	old, err := parent.Lstat(base)
+	exists := err == nil
+	if exists && !(old.IsDir() && h.Typeflag == tar.TypeDir) {
+		if h.Typeflag == tar.TypeLink {
+			if target, err := t.linkTarget(h.Linkname); err == nil && target == full {
+				return fmt.Errorf("%w: a hard link to itself", ErrUnsafe)
+			}
+		}
+		if err := t.remove(full); err != nil {
+			return err
+		}
+		if parent, at, err = t.parent(dir); err != nil {
+			return err
+		}
+		exists = false
+	}
+
+	switch h.Typeflag {
+	case tar.TypeDir:
+		if !exists {
+			if err := parent.Mkdir(base, 0o700); err != nil {
+				return err
+			}
+		}
+		err = t.meta(full, h)
+	case tar.TypeReg, tar.TypeGNUSparse:
+		err = t.file(parent, base, h, r)
+	case tar.TypeSymlink:
+		if h.Linkname == "" || len(h.Linkname) > t.lim.Name || strings.ContainsRune(h.Linkname, 0) {
+			return fmt.Errorf("%w: symbolic link to a name of %d bytes", ErrUnsafe, len(h.Linkname))
+		}
+		if err = parent.Symlink(h.Linkname, base); err == nil {
+			err = t.chown(parent, base, h)
+		}
+	case tar.TypeLink:
+		var target string
+		if target, err = t.linkTarget(h.Linkname); err == nil {
+			err = t.root.Link(target, full)
+		}
+	default:
+		err = fmt.Errorf("%w: type %q; device nodes, FIFOs and sockets are not unpacked", ErrUnsafe, h.Typeflag)
+	}
+	if err != nil {
+		return err
+	}
+	t.note(full)
+	return nil
+}
+
+// split cleans an archive name to its components. A leading slash is the tree's root.
+func (t *tree) split(name string) ([]string, error) {
+	if len(name) > t.lim.Name {
+		return nil, fmt.Errorf("%w: a name of %d bytes, at most %d are unpacked", ErrTooBig, len(name), t.lim.Name)
+	}
+	if name == "" || strings.ContainsRune(name, 0) {
+		return nil, fmt.Errorf("%w: empty name, or a NUL in it", ErrUnsafe)
+	}
+	var parts []string
+	for p := range strings.SplitSeq(name, "/") {
+		switch {
+		case p == "" || p == ".":
+			continue
+		case p == "..":
+			return nil, fmt.Errorf("%w: .. in a name", ErrUnsafe)
+		case len(p) > 255:
+			return nil, fmt.Errorf("%w: a name component of %d bytes", ErrTooBig, len(p))
+		}
+		parts = append(parts, p)
+	}
+	if len(parts) > t.lim.Depth {
+		return nil, fmt.Errorf("%w: %d directories deep, at most %d are unpacked", ErrTooBig, len(parts), t.lim.Depth)
+	}
+	return parts, nil
+}
+
+// parent opens the directory that dir names, making what is missing, and says where in
+// the tree it really is. The handle is valid until the next call.
+func (t *tree) parent(dir string) (*os.Root, string, error) {
+	if t.last != nil && t.lastName == dir {
+		return t.last, t.lastPath, nil
+	}
+	at, err := t.resolve(dir, true)
+	if err != nil {
+		return nil, "", err
+	}
+	r, err := t.root.OpenRoot(at)
+	if err != nil {
+		return nil, "", err
+	}
+	t.forget()
+	t.last, t.lastName, t.lastPath = r, dir, at
+	return r, at, nil
+}
+
+func (t *tree) forget() {
+	if t.last != nil {
+		t.last.Close()
+		t.last = nil
+	}
+}
+
+// resolve walks dir inside the tree to a path without symbolic links. With make, missing
+// directories are made; without, they are fs.ErrNotExist.
+func (t *tree) resolve(dir string, make bool) (string, error) {
+	at, links := ".", 0
+	todo := strings.Split(dir, "/")
+	for len(todo) > 0 {
+		p := todo[0]
+		todo = todo[1:]
+		switch p {
+		case "", ".":
+			continue
+		case "..":
+			at = path.Dir(at) // of "." it is "."
+			continue
+		}
+		next := path.Join(at, p)
+		fi, err := t.root.Lstat(next)
+		switch {
+		case err == nil && fi.IsDir():
+			at = next
+		case err == nil && fi.Mode().Type() == fs.ModeSymlink:
+			if links++; links > maxLinks {
+				return "", fmt.Errorf("%w: over %d symbolic links on the way", ErrUnsafe, maxLinks)
+			}
+			target, err := t.root.Readlink(next)
+			if err != nil {
+				return "", err
+			}
+			if strings.HasPrefix(target, "/") {
+				at = "."
+			}
+			todo = append(strings.Split(target, "/"), todo...)
+			if len(todo) > 4*t.lim.Depth {
+				return "", fmt.Errorf("%w: symbolic links make the path too long", ErrUnsafe)
+			}
+		case err == nil:
+			return "", fmt.Errorf("%w: %.200q on the way is not a directory", ErrUnsafe, next)
+		case !os.IsNotExist(err) || !make:
+			return "", err
+		default:
+			if strings.Count(next, "/") >= t.lim.Depth {
+				return "", fmt.Errorf("%w: symbolic links lead over %d directories deep", ErrTooBig, t.lim.Depth)
+			}
+			if err := t.root.Mkdir(next, 0o700); err != nil {
+				return "", err
+			}
+			t.dirs[next] = dirMeta{mode: 0o755}
+			t.note(next)
+			at = next
+		}
+	}
+	return at, nil
+}
+
+// linkTarget finds what a hard link is to: a file or symbolic link already in the tree.
+func (t *tree) linkTarget(name string) (string, error) {
+	parts, err := t.split(name)
+	if err != nil {
+		return "", fmt.Errorf("hard link to %.200q: %w", name, err)
+	}
+	if len(parts) == 0 {
+		return "", fmt.Errorf("%w: hard link to the root", ErrUnsafe)
+	}
+	at, err := t.resolve(strings.Join(parts[:len(parts)-1], "/"), false)
+	if err != nil {
+		return "", fmt.Errorf("%w: hard link to %.200q: %w", ErrUnsafe, name, err)
+	}
+	target := path.Join(at, parts[len(parts)-1])
+	fi, err := t.root.Lstat(target)
+	if err != nil {
+		return "", fmt.Errorf("%w: hard link to %.200q: %w", ErrUnsafe, name, err)
+	}
+	if m := fi.Mode().Type(); m != 0 && m != fs.ModeSymlink {
+		return "", fmt.Errorf("%w: hard link to %.200q, which is no file", ErrUnsafe, name)
+	}
+	return target, nil
+}
+
+func (t *tree) file(parent *os.Root, base string, h *tar.Header, r io.Reader) error {
+	if t.budget.content -= h.Size; h.Size < 0 || t.budget.content < 0 {
+		return fmt.Errorf("%w: the image's files have more than %d bytes", ErrTooBig, t.lim.Bytes)
+	}
+	f, err := parent.OpenFile(base, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// Hiding the file's ReadFrom, which would copy in far smaller pieces.
+	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, r, t.buf); err != nil {
+		return err
+	}
+	if t.lim.Chown {
+		uid, gid, err := owner(h)
+		if err != nil {
+			return err
+		}
+		if err := f.Chown(uid, gid); err != nil {
+			return err
+		}
+	}
+	if err := f.Chmod(h.FileInfo().Mode().Perm()); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	m := mtime(h)
+	return parent.Chtimes(base, m, m)
+}
+
+// meta notes a directory's mode and time for seal, and sets its owner now.
+func (t *tree) meta(full string, h *tar.Header) error {
+	m := h.FileInfo().Mode()
+	t.dirs[full] = dirMeta{m.Perm() | m&fs.ModeSticky, mtime(h)}
+	return t.chown(t.root, full, h)
+}
+
+func (t *tree) chown(r *os.Root, name string, h *tar.Header) error {
+	if !t.lim.Chown {
+		return nil
+	}
+	uid, gid, err := owner(h)
+	if err != nil {
+		return err
+	}
+	return r.Lchown(name, uid, gid)
+}
+
+func owner(h *tar.Header) (uid, gid int, err error) {
+	// The last number is chown's "leave it".
+	if h.Uid < 0 || h.Gid < 0 || int64(h.Uid) >= math.MaxUint32 || int64(h.Gid) >= math.MaxUint32 {
+		return 0, 0, fmt.Errorf("%w: owner %d:%d", ErrUnsafe, h.Uid, h.Gid)
+	}
+	return h.Uid, h.Gid, nil
+}
+
+func mtime(h *tar.Header) time.Time {
+	if s := h.ModTime.Unix(); s < 0 || s > math.MaxUint32 {
+		return epoch
+	}
+	return h.ModTime
+}

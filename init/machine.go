@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/ampoule-vm/ampoule/image"
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/guest"
+	"github.com/ampoule-vm/ampoule/internal/kbs"
+	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/internal/sink"
+	"github.com/ampoule-vm/ampoule/internal/source"
+	"github.com/ampoule-vm/ampoule/internal/tee"
+	"github.com/ampoule-vm/ampoule/internal/workload"
+)
+
+// A machine is everything outside the boot, as functions, so that a test can be the outside.
+type machine struct {
+	console io.Writer
+	dir     string // where images, results and logs live; memory only
+	uptime  func() time.Duration
+
+	mount         func() error
+	lockdown      func() error
+	commandLine   func() (string, error)
+	tsmSimulated  func() bool // the kernel's TSM provider is the simulated one
+	openTEE       func() (tee.Device, error)
+	network       func(context.Context, cmdline.Net) error
+	fetchManifest func(context.Context, cmdline.Source) ([]byte, error)
+	resolve       func(context.Context, string, image.Options) (*image.Image, error)
+	exchange      func(context.Context, []kbs.Broker, tee.Device, []byte, []kbs.Want) (*kbs.Grant, error)
+	unpack        func(context.Context, *image.Image, string, image.Keys, image.Limits, func(int64)) error
+	runWorkload   func(context.Context, workload.Spec) (workload.Outcome, error)
+	memory        func() (int64, error) // bytes that are free for images and results
+	host          func(ctx context.Context, port uint32) host
+	powerOff      func()
+}
+
+// A host is who started the machine: it takes events, and results that it cannot read.
+type host interface {
+	Send(result.Event)
+	PutResult(ctx context.Context, r io.Reader, size int64) error
+	PutReceipt(ctx context.Context, receipt []byte) error
+	Close(ctx context.Context) error // sends what is queued
+}
+
+// buildTime is the floor of the clock: the Unix seconds of the image's sources, set by the build.
+var buildTime = "0"
+
+// newMachine is the real one. Nothing is touched before the first step.
+func newMachine() *machine {
+	guest.ClearEnv()
+	reaper := guest.NewReaper()
+	m := &machine{
+		dir:           "/work",
+		uptime:        guest.Uptime,
+		lockdown:      guest.Lockdown,
+		commandLine:   readCommandLine,
+		tsmSimulated:  func() bool { _, err := os.Stat("/sys/module/tsm_sim"); return err == nil },
+		openTEE:       func() (tee.Device, error) { return tee.Open(teeDrivers) },
+		network:       guest.Network,
+		fetchManifest: fetchManifest,
+		resolve:       image.Resolve,
+		exchange:      kbs.Exchange,
+		unpack: func(ctx context.Context, i *image.Image, dir string, k image.Keys, l image.Limits, progress func(int64)) error {
+			return i.Unpack(ctx, dir, k, l, progress)
+		},
+		runWorkload: func(ctx context.Context, s workload.Spec) (workload.Outcome, error) {
+			return workload.Run(ctx, reaper, s)
+		},
+		memory:   availableMemory,
+		host:     newVsockHost,
+		powerOff: guest.PowerOff,
+	}
+	console := &lateConsole{}
+	m.console = console
+	m.mount = func() error {
+		if err := guest.Mount(); err != nil {
+			return err
+		}
+		console.Writer = guest.Console()
+		if err := guest.Silence(); err != nil {
+			return err
+		}
+		if err := floorClock(); err != nil {
+			return err
+		}
+		return os.MkdirAll(m.dir, 0o711)
+	}
+	return m
+}
+
+// A lateConsole is standard error until /dev is there.
+type lateConsole struct{ io.Writer }
+
+func (c *lateConsole) Write(p []byte) (int, error) {
+	if c.Writer == nil {
+		return os.Stderr.Write(p)
+	}
+	return c.Writer.Write(p)
+}
+
+func floorClock() error {
+	var seconds int64
+	if _, err := fmt.Sscan(buildTime, &seconds); err != nil {
+		return fmt.Errorf("build time %q: %w", buildTime, err)
+	}
+	return guest.FloorClock(time.Unix(seconds, 0))
+}
+
+func readCommandLine() (string, error) {
+	f, err := os.Open("/proc/cmdline")
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	return string(b), err
+}
+
+func fetchManifest(ctx context.Context, s cmdline.Source) ([]byte, error) {
+	src, err := source.Open(s)
+	if err != nil {
+		return nil, err
+	}
+	return src.Fetch(ctx)
+}
+
+// availableMemory is what the kernel thinks that it can give without pushing anything out.
+func availableMemory() (int64, error) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	var name, unit string
+	var kib int64
+	for {
+		if _, err := fmt.Fscanf(f, "%s %d %s\n", &name, &kib, &unit); err != nil {
+			return 0, fmt.Errorf("MemAvailable in /proc/meminfo: %w", err)
+		}
+		if name == "MemAvailable:" {
+			return kib << 10, nil
+		}
+	}
+}
+
+// vsockHost is the HTTP server behind CID 2.
+type vsockHost struct {
+	*sink.Vsock
+	events *sink.EventStream
+}
+
+func newVsockHost(ctx context.Context, port uint32) host {
+	v := sink.NewVsock(guest.VsockClient(port))
+	return vsockHost{v, v.Events(ctx)}
+}
+
+func (h vsockHost) Send(e result.Event)             { h.events.Send(e) }
+func (h vsockHost) Close(ctx context.Context) error { return h.events.Close(ctx) }
+
+// registryTransport speaks to a registry: HTTP/1.1, no proxy but those that the manifest names (none yet), and only
+// the certificate authority that the manifest gives, if it gives one.
+func registryTransport(ca []byte) (http.RoundTripper, error) {
+	t := &http.Transport{
+		DialContext:            (&net.Dialer{Timeout: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout:    30 * time.Second,
+		ResponseHeaderTimeout:  time.Minute,
+		MaxResponseHeaderBytes: 64 << 10,
+		MaxIdleConnsPerHost:    8,
+		IdleConnTimeout:        30 * time.Second,
+		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
+	}
+	if len(ca) > 0 {
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(ca) {
+			return nil, errors.New("no PEM certificate")
+		}
+		t.TLSClientConfig.RootCAs = pool
+	}
+	return t, nil
+}
+
+var _ fs.FileMode

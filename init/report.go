@@ -1,0 +1,306 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/result"
+)
+
+// Three audiences: the console and the events are the host's and carry step, reason, counts and durations; the private
+// log is the owner's and leaves the machine only inside the sealed result; the workload's output is the owner's too.
+
+// line writes one line of the table to the console.
+func (r *run) line(i, n int, step, state string, took time.Duration) {
+	fmt.Fprintf(r.console, "%s %2d/%d %-8s %s %d ms\n", r.banner(), i+1, n, step, state, took.Milliseconds())
+}
+
+// banner begins every line: a simulated TEE says so on each.
+func (r *run) banner() string {
+	if r.simulated {
+		return "ampoule SIMULATION"
+	}
+	return "ampoule"
+}
+
+// emit adds e to the timeline and hands it to the host, once there is one.
+func (r *run) emit(e result.Event) {
+	e.Time = r.uptime().Microseconds()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e.Profile = r.opts.Profile
+	if e.Event == result.StepEvent && e.State != result.Start {
+		r.timeline = append(r.timeline, e)
+	}
+	if r.peer == nil {
+		r.early = append(r.early, e)
+		return
+	}
+	r.peer.Send(e)
+}
+
+// connect opens the channel to the host and hands over what happened before.
+func (r *run) connect() {
+	// The stream outlives every deadline but its own: it carries the outcome.
+	p := r.host(context.Background(), r.port())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.peer = p
+	for _, e := range r.early {
+		e.Profile = r.opts.Profile
+		p.Send(e)
+	}
+	r.early = nil
+}
+
+// progressEvery is how many bytes are pulled between two progress events.
+const progressEvery = 8 << 20
+
+// pulled counts fetched bytes; it is called from several goroutines.
+func (r *run) pulled(n int64) {
+	before := r.fetched.Load()
+	now := r.fetched.Add(n)
+	if before/progressEvery != now/progressEvery {
+		r.emit(result.Event{Event: result.ProgressEvent, Step: "pull", Bytes: now})
+	}
+}
+
+// explain writes an error down for the owner, and on the console only where the measured command line says so.
+func (r *run) explain(step string, err error) {
+	r.private.Error("step failed", "step", step, "error", err)
+	if r.opts.Allow.Has(cmdline.AllowErrors) {
+		fmt.Fprintf(r.console, "%s error: %v\n", r.banner(), err)
+	}
+}
+
+// verdict is the outcome of a run whose steps all did their work.
+func (r *run) verdict() (step string, reason result.Reason) {
+	switch o := r.output; {
+	case o == nil:
+		return "", result.OK
+	case o.Deadline:
+		return "execute", result.Deadline
+	case o.Exit != 0 || o.Signal != "" || o.OOM:
+		return "execute", result.Workload
+	}
+	return "", result.OK
+}
+
+// exitStatus is the workload's own status, nil if it never ended by itself.
+func (r *run) exitStatus() *int {
+	if r.output == nil || r.output.Signal != "" || r.output.Deadline {
+		return nil
+	}
+	return &r.output.Exit
+}
+
+// report tells the outcome. An owner whose manifest is bound also gets the private log of a run that failed, sealed;
+// before that the recipients may be the host's own, so nothing is said.
+func (r *run) report(outcome result.Event) {
+	ctx, cancel := context.WithTimeout(context.Background(), reportLimit)
+	defer cancel()
+	if r.peer == nil {
+		r.connect()
+	}
+	if r.binding != "" && r.parcel == nil && len(r.doc.Results.Recipients) > 0 {
+		if err := r.sendLog(ctx); err != nil {
+			r.private.Error("deliver the log", "error", err)
+		}
+	}
+	r.emit(outcome)
+	fmt.Fprintf(r.console, "%s outcome %s %s\n", r.banner(), outcome.Reason, outcome.Step)
+	r.peer.Close(ctx) // an outcome that the host does not take is the host's loss
+}
+
+// A parcel is what is delivered: the result as a file, and its receipt.
+type parcel struct {
+	path    string
+	receipt []byte
+}
+
+// sealed says whether results are encrypted; parsing refused a manifest without recipients where that is not permitted.
+func (r *run) sealed() bool { return len(r.doc.Results.Recipients) > 0 }
+
+// pack writes logs, timeline and, if asked, results to path, sealed to the manifest's recipients. It returns the
+// SHA-256 of the file.
+func (r *run) pack(path string, results bool) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	h := newHash()
+	var w io.WriteCloser = nopCloser{io.MultiWriter(f, h)}
+	if r.sealed() {
+		if w, err = result.Seal(w, r.doc.Results.Recipients); err != nil {
+			return nil, err
+		}
+	}
+	dir := ""
+	if results {
+		dir = filepath.Join(r.dir, "results")
+	}
+	if err := result.WriteTar(w, dir, "results", r.doc.Results.LimitBytes, r.attachments()); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return h.Sum(nil), f.Close()
+}
+
+func (r *run) attachments() []result.File {
+	r.mu.Lock()
+	events := slices.Clone(r.timeline)
+	r.mu.Unlock()
+	return []result.File{
+		{Name: "log/boot.txt", Data: r.log.Bytes()},
+		{Name: "log/stdout", Data: r.logs.out.Bytes()},
+		{Name: "log/stderr", Data: r.logs.err.Bytes()},
+		{Name: "timeline.ndjson", Data: result.Lines(events)},
+	}
+}
+
+func (r *run) sendLog(ctx context.Context) error {
+	path := filepath.Join(r.dir, "log")
+	if _, err := r.pack(path, false); err != nil {
+		return err
+	}
+	return r.send(ctx, path)
+}
+
+func (r *run) send(ctx context.Context, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return r.peer.PutResult(ctx, f, fi.Size())
+}
+
+// predicate is what the receipt says of this run.
+func (r *run) predicate() result.Predicate {
+	_, reason := r.verdict()
+	sha384 := r.doc.SHA384()
+	p := result.Predicate{
+		ComputationID: r.doc.ComputationID, Init: version(), Profile: r.opts.Profile,
+		ManifestSHA384: fmt.Sprintf("%x", sha384), InitdataSHA256: fmt.Sprintf("%x", r.initdataDigest()),
+		Binding: r.binding, Measurement: r.launch.String(), Sealed: r.sealed(), Reason: reason,
+		Workload: result.Workload{
+			Exit: r.exitStatus(), Signal: r.output.Signal, Deadline: r.output.Deadline, OOM: r.output.OOM,
+			Started: r.started.Microseconds(), Ended: r.ended.Microseconds(),
+		},
+	}
+	r.mu.Lock()
+	p.Timeline = slices.Clone(r.timeline)
+	r.mu.Unlock()
+	for _, in := range r.inputs {
+		i := in.image
+		img := result.Image{Name: in.name, URI: in.want.URI, Digest: i.Digest, ConfigDigest: i.ConfigDigest,
+			Encrypted: i.Encrypted(), Pinned: i.Pinned, PlainHTTP: i.PlainHTTP}
+		for _, l := range i.Layers {
+			img.Layers = append(img.Layers, l.Digest)
+		}
+		p.Images = append(p.Images, img)
+	}
+	p.Notes = r.notes()
+	return p
+}
+
+// notes lists what was laxer than the strict default.
+func (r *run) notes() []string {
+	var notes []string
+	if r.simulated {
+		notes = append(notes, "the TEE is simulated: nothing here was confidential")
+	}
+	if r.binding == result.BindNone {
+		notes = append(notes, "the manifest was bound to nothing")
+	}
+	if !r.sealed() {
+		notes = append(notes, "the result was returned in clear: the manifest names no recipients")
+	}
+	for _, in := range r.inputs {
+		if !in.image.Pinned {
+			notes = append(notes, in.name+" was named by tag, not by digest")
+		}
+		if in.image.PlainHTTP {
+			notes = append(notes, in.name+" came from a registry over plain http")
+		}
+	}
+	for _, b := range r.doc.Brokers {
+		if isPlainHTTP(b.URL) {
+			notes = append(notes, "key broker "+b.URL+" was asked over plain http")
+		}
+	}
+	return notes
+}
+
+// A boundedBuffer keeps the first limit bytes and says how many came after.
+type boundedBuffer struct {
+	mu    sync.Mutex
+	limit int
+	buf   bytes.Buffer
+	lost  int64
+}
+
+// Write takes everything, for whoever writes must not be held up, and keeps what fits.
+func (b *boundedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	keep := min(len(p), b.limit-b.buf.Len())
+	b.buf.Write(p[:keep])
+	b.lost += int64(len(p) - keep)
+	return len(p), nil
+}
+
+// Bytes is what was kept, with a last line about what was not.
+func (b *boundedBuffer) Bytes() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := slices.Clone(b.buf.Bytes())
+	if b.lost > 0 {
+		out = fmt.Appendf(out, "\n[ampoule: %d more bytes not kept]\n", b.lost)
+	}
+	return out
+}
+
+// workloadLogs hold the workload's output.
+type workloadLogs struct{ out, err boundedBuffer }
+
+// outputLimit is how much of each of stdout and stderr is kept, bytes.
+const outputLimit = 16 << 20
+
+func (l *workloadLogs) writers(toHost io.Writer) (stdout, stderr io.Writer) {
+	l.out.limit, l.err.limit = outputLimit, outputLimit
+	if toHost == nil {
+		return &l.out, &l.err
+	}
+	return io.MultiWriter(&l.out, toHost), io.MultiWriter(&l.err, toHost)
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
+
+// deliverTo hands the parcel to one sink.
+func (r *run) deliverTo(ctx context.Context, name string) error {
+	if name != "vsock" {
+		return fmt.Errorf("no such sink; want vsock")
+	}
+	if err := r.send(ctx, r.parcel.path); err != nil {
+		return err
+	}
+	return r.peer.PutReceipt(ctx, r.parcel.receipt)
+}

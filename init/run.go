@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ampoule-vm/ampoule/image"
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/evidence"
+	"github.com/ampoule-vm/ampoule/internal/kbs"
+	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/internal/tee"
+	"github.com/ampoule-vm/ampoule/internal/workload"
+)
+
+// run is one boot. Each field is written by the one step that it names.
+type run struct {
+	*machine
+	stop context.CancelCauseFunc // ends the boot: the total deadline
+
+	opts      cmdline.Options      // mount
+	simulated bool                 // mount
+	peer      host                 // mount
+	dev       tee.Device           // platform
+	doc       *manifest.Manifest   // manifest
+	initdata  []byte               // bind
+	launch    evidence.Measurement // bind
+	binding   string               // bind; "" until the manifest is known to be the owner's
+	inputs    []*input             // resolve
+	grant     *kbs.Grant           // attest
+	output    *workload.Outcome    // execute
+	started   time.Duration        // execute
+	ended     time.Duration        // execute
+	parcel    *parcel              // seal
+
+	private *slog.Logger // the sealed log: error texts, names, URLs
+	log     *boundedBuffer
+	logs    workloadLogs // execute
+
+	mu       sync.Mutex
+	timeline []result.Event
+	early    []result.Event // from before there was a peer
+	fetched  atomic.Int64
+}
+
+var errDeadline = fmt.Errorf("the run's total deadline: %w", context.DeadlineExceeded)
+
+func newRun(m *machine) *run {
+	log := &boundedBuffer{limit: 1 << 20}
+	return &run{machine: m, log: log, private: slog.New(slog.NewTextHandler(log, nil))}
+}
+
+// inputsOf lists the images of a manifest: the algorithm first.
+func inputsOf(doc *manifest.Manifest) []*input {
+	inputs := []*input{{name: "algorithm", want: doc.Algorithm}}
+	for i, d := range doc.Datasets {
+		inputs = append(inputs, &input{name: fmt.Sprintf("datasets[%d]", i), want: d})
+	}
+	return inputs
+}
+
+func wantsOf(inputs []*input) []kbs.Want {
+	var wants []kbs.Want
+	seen := map[kbs.Want]bool{}
+	for _, in := range inputs {
+		for _, path := range in.image.KeyIDs() {
+			w := kbs.Want{Broker: in.want.Broker, Path: path}
+			if !seen[w] {
+				seen[w] = true
+				wants = append(wants, w)
+			}
+		}
+	}
+	return wants
+}
+
+// brokers are those that the manifest names, with what it pins of each.
+func (r *run) brokers() []kbs.Broker {
+	var all []kbs.Broker
+	for _, b := range r.doc.Brokers {
+		all = append(all, kbs.Broker{URL: b.URL, CA: b.CA, SPKI: b.SPKI, AllowHTTP: r.opts.Allow.Has(cmdline.AllowHTTP)})
+	}
+	return all
+}
+
+func (r *run) keysFor(in *input) image.Keys {
+	keys := image.Keys{}
+	for _, path := range in.image.KeyIDs() {
+		if k := r.grant.Key(in.want.Broker, path); k != nil {
+			keys[path] = append([]byte(nil), k...)
+		}
+	}
+	return keys
+}
+
+func (r *run) imageOptions(uri string) image.Options {
+	o := image.Options{PlainHTTP: r.opts.Allow.Has(cmdline.AllowHTTP)}
+	host, _, _ := strings.Cut(strings.TrimPrefix(uri, "docker://"), "/")
+	for _, reg := range r.doc.Registries {
+		if reg.Host == host {
+			// The manifest's parser has seen that there is a certificate in it.
+			o.Transport, _ = registryTransport(reg.CA)
+		}
+	}
+	return o
+}
+
+// fits refuses images that this machine's memory cannot hold, before a byte of them is pulled. Compressed sizes are
+// all that is known yet, so this is the least that is needed.
+func (r *run) fits() error {
+	free, err := r.memory()
+	if err != nil {
+		return because(result.Internal, err)
+	}
+	var need int64
+	for _, in := range r.inputs {
+		need += in.image.Size()
+	}
+	if need > free {
+		return fmt.Errorf("the images have %d MiB compressed and this machine has %d MiB free: start it with more memory", need>>20, free>>20)
+	}
+	return nil
+}
+
+func (r *run) limits() image.Limits {
+	free, err := r.memory()
+	if err != nil {
+		return image.Limits{Chown: true, Bytes: 1}
+	}
+	return image.Limits{Chown: true, Bytes: free}
+}
+
+// workloadContext ends early enough that a workload which is killed leaves time to seal what it wrote.
+func (r *run) workloadContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := r.opts.Deadline - r.uptime()
+	limit -= min(limit/5, 2*time.Minute)
+	if d := r.doc.Resources.Deadline; d > 0 && d < limit {
+		limit = d
+	}
+	return context.WithTimeout(ctx, limit)
+}
+
+func (r *run) spec() (workload.Spec, error) {
+	var s workload.Spec
+	root := r.inputs[0]
+	s.Root, s.Datasets, s.Results, s.Scratch = root.dir, filepath.Join(r.dir, "datasets"), filepath.Join(r.dir, "results"), filepath.Join(r.dir, "scratch")
+	for _, dir := range []string{s.Datasets, s.Results, s.Scratch} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return s, because(result.Internal, err)
+		}
+	}
+	var sets []workload.Dataset
+	for _, in := range r.inputs[1:] {
+		sets = append(sets, workload.Dataset{Name: in.name, Dir: in.dir, Filename: in.want.Filename})
+	}
+	if err := workload.LayDatasets(s.Datasets, sets); err != nil {
+		return s, because(result.BadImage, err)
+	}
+	c := root.image.Config
+	var err error
+	var user string
+	s.Args, s.Env, s.Cwd, user, err = workload.Command(
+		workload.ImageConfig{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, WorkingDir: c.WorkingDir, User: c.User},
+		workload.Override{Args: r.doc.Workload.Args, Env: r.doc.Workload.Env, Cwd: r.doc.Workload.Cwd, User: r.doc.Workload.User})
+	if err != nil {
+		return s, because(result.BadImage, err)
+	}
+	if s.UID, s.GID, err = workload.LookupUser(s.Root, user); err != nil {
+		return s, because(result.BadImage, err)
+	}
+	s.MemoryBytes, s.PIDs, s.ScratchBytes = r.doc.Resources.MemoryBytes, r.doc.Resources.PIDs, r.doc.Resources.DiskBytes
+	s.Stdout, s.Stderr = r.logs.writers(nil)
+	if r.doc.Logs == "host" {
+		s.Stdout, s.Stderr = r.logs.writers(r.console)
+	}
+	return s, nil
+}
+
+// port is where the host's HTTP server listens.
+func (r *run) port() uint32 {
+	if r.opts.Manifest.Kind == "vsock" {
+		if n, err := strconv.ParseUint(r.opts.Manifest.Arg, 10, 32); err == nil {
+			return uint32(n)
+		}
+	}
+	return cmdline.DefaultPort
+}

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/ampoule-vm/ampoule/image"
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/evidence"
+	"github.com/ampoule-vm/ampoule/internal/kbs"
+	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/internal/workload"
+	"golang.org/x/sync/errgroup"
+)
+
+// An input is one image of the manifest on its way to the workload.
+type input struct {
+	name  string // "algorithm", "datasets[0]", … as the manifest's paths have it
+	want  manifest.Resource
+	image *image.Image
+	dir   string // where it is unpacked, once it is verified
+}
+
+func (r *run) mount(context.Context) error {
+	if err := r.machine.mount(); err != nil {
+		return err
+	}
+	line, err := r.commandLine()
+	if err != nil {
+		return err
+	}
+	r.opts, err = cmdline.Parse(line)
+	r.simulated = err == nil && r.opts.Simulation()
+	r.connect()
+	time.AfterFunc(r.opts.Deadline, func() { r.stop(errDeadline) })
+	return because(result.BadManifest, err)
+}
+
+func (r *run) lockdown(context.Context) error { return r.machine.lockdown() }
+
+func (r *run) platform(context.Context) (err error) {
+	if real, simulated := !r.simulated, r.tsmSimulated(); real == simulated {
+		return fmt.Errorf("the command line says %s and the kernel's TSM provider is simulated: %v", r.opts.Profile, simulated)
+	}
+	r.dev, err = r.openTEE()
+	return err
+}
+
+func (r *run) network(ctx context.Context) error { return r.machine.network(ctx, r.opts.Net) }
+
+func (r *run) manifest(ctx context.Context) error {
+	raw, err := r.fetchManifest(ctx, r.opts.Manifest)
+	if err != nil {
+		return err
+	}
+	if r.doc, err = manifest.Parse(raw, r.opts.Allow.Has); err != nil {
+		return err
+	}
+	if !r.sealed() && !r.opts.Allow.Has(cmdline.AllowUnsealed) {
+		return errors.New("results.recipients: is empty, so nobody could read the result; name an age recipient")
+	}
+	return nil
+}
+
+// bind holds the manifest against what the launch was bound to. Every binding that is there must hold; the strongest
+// is reported. Until this step is over nothing in the manifest may be acted upon.
+func (r *run) bind(ctx context.Context) error {
+	r.initdata = manifest.Wrap(r.doc.Raw())
+	ev, err := r.dev.Evidence(ctx, [64]byte{})
+	if err != nil {
+		return because(result.NoTEE, err)
+	}
+	launch, hostData, err := ev.Launch()
+	if err != nil {
+		return because(result.NoTEE, err)
+	}
+	r.launch = launch
+	r.binding, err = binding(hostData, manifest.InitdataDigest(r.initdata), r.opts, r.doc.SHA384())
+	return err
+}
+
+// binding tells how the manifest is bound; not at all is an answer only where the image permits it.
+func binding(hostData, initdata [32]byte, o cmdline.Options, sha384 [48]byte) (string, error) {
+	bound, pinned := hostData != [32]byte{}, o.SHA384 != nil
+	switch {
+	case bound && hostData != initdata:
+		return "", fmt.Errorf("HOST_DATA is %x and the manifest's initdata digest is %x: launch with the manifest that you send", hostData, initdata)
+	case pinned && !bytes.Equal(o.SHA384, sha384[:]):
+		return "", fmt.Errorf("ampoule.manifest-sha384 is %x and the manifest's SHA-384 is %x", o.SHA384, sha384)
+	case bound:
+		return result.BindLaunch, nil
+	case pinned:
+		return result.BindPinned, nil
+	case o.Allow.Has(cmdline.AllowUnbound):
+		return result.BindNone, nil
+	}
+	return "", errors.New("HOST_DATA is zero and the command line pins no manifest: nothing ties this manifest to this launch")
+}
+
+func (r *run) resolve(ctx context.Context) error {
+	r.inputs = inputsOf(r.doc)
+	var all errgroup.Group
+	for _, in := range r.inputs {
+		all.Go(guarded(func() (err error) {
+			in.image, err = r.machine.resolve(ctx, in.want.URI, r.imageOptions(in.want.URI))
+			if err != nil {
+				return fmt.Errorf("%s: %w", in.name, err)
+			}
+			return in.check()
+		}))
+	}
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	return r.fits()
+}
+
+// check holds an image against what the manifest says of it, before a key is asked for.
+func (in *input) check() error {
+	keys := in.image.KeyIDs()
+	if !in.want.Encrypted {
+		if len(keys) > 0 {
+			return fmt.Errorf(`%s: %s is encrypted and the manifest does not say "encrypted": true`, in.name, in.want.URI)
+		}
+		return nil
+	}
+	if err := in.image.RequireEncrypted(); err != nil {
+		return fmt.Errorf("%s: %w", in.name, err)
+	}
+	for _, k := range keys {
+		// The image's annotations are the host's to write where a tag is allowed; the manifest's word is the owner's.
+		if in.want.KeyPath != "" && k != in.want.KeyPath {
+			return fmt.Errorf("%s: the image asks for key %q and the manifest grants it %q", in.name, k, in.want.KeyPath)
+		}
+	}
+	return nil
+}
+
+func (r *run) attest(ctx context.Context) (err error) {
+	wants := wantsOf(r.inputs)
+	if len(wants) == 0 {
+		return nil // nothing is encrypted: there is nobody to ask
+	}
+	r.grant, err = r.exchange(ctx, r.brokers(), r.dev, r.initdata, wants)
+	return err
+}
+
+func (r *run) pull(ctx context.Context) error {
+	if r.grant != nil {
+		defer r.grant.Zero()
+	}
+	all, ctx := errgroup.WithContext(ctx)
+	for i, in := range r.inputs {
+		in.dir = filepath.Join(r.dir, "input-"+strconv.Itoa(i))
+		all.Go(guarded(func() error {
+			keys := r.keysFor(in)
+			defer keys.Zero()
+			if err := r.unpack(ctx, in.image, in.dir, keys, r.limits(), r.pulled); err != nil {
+				return fmt.Errorf("%s: %w", in.name, err)
+			}
+			return checkFile(in)
+		}))
+	}
+	return all.Wait()
+}
+
+// execute fails only when the workload could not be started as asked. How it ended is output, and the verdict.
+func (r *run) execute(ctx context.Context) error {
+	ctx, cancel := r.workloadContext(ctx)
+	defer cancel()
+	spec, err := r.spec()
+	if err != nil {
+		return err
+	}
+	r.started = r.uptime()
+	out, err := r.runWorkload(ctx, spec)
+	r.ended = r.uptime()
+	if err != nil {
+		return because(result.Internal, err)
+	}
+	r.output = &out
+	return nil
+}
+
+func (r *run) seal(ctx context.Context) (err error) {
+	p := &parcel{path: filepath.Join(r.dir, "result")}
+	digest, err := r.pack(p.path, true)
+	if err != nil {
+		return err
+	}
+	statement, err := result.NewStatement(r.predicate(), digest)
+	if err != nil {
+		return err
+	}
+	ev, err := r.dev.Evidence(ctx, result.ReportData(statement))
+	if err != nil {
+		return because(result.NoTEE, err)
+	}
+	body, err := ev.JSON()
+	if err != nil {
+		return err
+	}
+	p.receipt, err = result.NewReceipt(statement, string(ev.Kind), body)
+	r.parcel = p
+	return err
+}
+
+func (r *run) deliver(ctx context.Context) error {
+	var errs []error
+	for _, name := range r.doc.Results.Sinks {
+		if err := r.deliverTo(ctx, name); err != nil {
+			errs = append(errs, fmt.Errorf("sink %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// guarded turns a panic of a goroutine into an error: one that got out would end PID 1 unreported.
+func guarded(f func() error) func() error {
+	return func() (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = because(result.Internal, fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
+			}
+		}()
+		return f()
+	}
+}

@@ -1,0 +1,218 @@
+// Package demo is one sealed run on one machine: data owner, algorithm owner, operator and key broker at once.
+//
+// Nothing in it is kinder than the real thing: the broker verifies evidence and asks its policy, the VM pulls
+// encrypted images over a network, the result comes back sealed. Only the secure processor is simulated.
+package demo
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"filippo.io/age"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+
+	"github.com/ampoule-vm/ampoule/image"
+	"github.com/ampoule-vm/ampoule/internal/evidence"
+	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver"
+	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/psp"
+	"github.com/ampoule-vm/ampoule/internal/verify"
+)
+
+//go:embed linreg.py
+var algorithm []byte
+
+//go:embed houses.csv
+var dataset []byte
+
+// Guest is what the VM calls this machine's loopback (QEMU's user network).
+const guestHost = "10.0.2.2"
+
+// A World is everything around the VM: a registry and a broker on loopback, keys, and a recipient.
+type World struct {
+	Dir      string // keys, policy and manifest are kept here
+	Registry string // host:port as this machine has it
+	Broker   string // URL as the VM has it
+	PSP      *psp.PSP
+	Identity *age.X25519Identity
+
+	cancel context.CancelFunc
+	done   []chan error
+}
+
+// NewWorld starts registry and broker on free ports. Close ends them.
+func NewWorld(ctx context.Context, dir, pspDir string) (*World, error) {
+	w := &World{Dir: dir}
+	if err := os.MkdirAll(filepath.Join(w.kbsDir(), "keys"), 0o700); err != nil {
+		return nil, err
+	}
+	var err error
+	if w.PSP, err = psp.New(pspDir); err != nil {
+		return nil, err
+	}
+	root, err := verify.LoadRoot(w.PSP.RootPEM())
+	if err != nil {
+		return nil, err
+	}
+	if w.Identity, err = age.GenerateX25519Identity(); err != nil {
+		return nil, err
+	}
+	audit, err := os.OpenFile(filepath.Join(dir, "broker.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	broker, err := kbsserver.New(kbsserver.Config{Dir: w.kbsDir(), Roots: []verify.Root{root}, Log: slog.New(slog.NewTextHandler(audit, nil))})
+	if err != nil {
+		return nil, err
+	}
+	ctx, w.cancel = context.WithCancel(ctx)
+	port, err := w.serve(ctx, registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	if err != nil {
+		return nil, err
+	}
+	w.Registry = net.JoinHostPort("127.0.0.1", port)
+	if port, err = w.serve(ctx, broker); err != nil {
+		return nil, err
+	}
+	w.Broker = "http://" + net.JoinHostPort(guestHost, port)
+	return w, nil
+}
+
+func (w *World) kbsDir() string { return filepath.Join(w.Dir, "kbs") }
+
+func (w *World) serve(ctx context.Context, h http.Handler) (port string, err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	done := make(chan error, 1)
+	w.done = append(w.done, done)
+	go func() { done <- s.Serve(l) }()
+	context.AfterFunc(ctx, func() { s.Close() })
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port), nil
+}
+
+// Close ends registry and broker.
+func (w *World) Close() error {
+	w.cancel()
+	var errs []error
+	for _, d := range w.done {
+		if err := <-d; !errors.Is(err, http.ErrServerClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Publish encrypts img under a new key, gives the key to the broker as path (repo/type/tag) and pushes the image. It
+// returns the reference that the VM should pull, by digest.
+func (w *World) Publish(ctx context.Context, img v1.Image, name, path string) (string, error) {
+	key := image.NewKey()
+	if err := w.SetKey(path, key); err != nil {
+		return "", err
+	}
+	sealed, err := image.Encrypt(ctx, img, key, "kbs:///"+path, image.EncryptOptions{})
+	if err != nil {
+		return "", err
+	}
+	return w.Push(ctx, sealed, name)
+}
+
+// Push uploads img as it is and returns the reference that the VM should pull, by digest.
+func (w *World) Push(ctx context.Context, img v1.Image, name string) (string, error) {
+	if _, err := image.Push(ctx, img, "docker://"+w.Registry+"/"+name, image.Options{PlainHTTP: true}); err != nil {
+		return "", err
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		return "", err
+	}
+	_, port, _ := net.SplitHostPort(w.Registry)
+	return "docker://" + net.JoinHostPort(guestHost, port) + "/" + name + "@" + digest.String(), nil
+}
+
+// SetKey gives the broker a key.
+func (w *World) SetKey(path string, key []byte) error {
+	file := filepath.Join(w.kbsDir(), "keys", filepath.FromSlash(path))
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(file, key, 0o600)
+}
+
+// Allow writes the broker's policy: each of paths goes to this measurement with this manifest, and to nobody else.
+func (w *World) Allow(m evidence.Measurement, raw []byte, paths ...string) error {
+	p := kbsserver.Policy{}
+	for _, path := range paths {
+		p[path] = kbsserver.Rule{Measurements: []evidence.Measurement{m}, InitData: []kbsserver.Digest{manifest.InitdataDigest(manifest.Wrap(raw))}}
+	}
+	b, err := json.MarshalIndent(p, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(w.kbsDir(), "policy.json"), b, 0o600)
+}
+
+// PythonImage is the algorithm: Debian's Python in two layers, and a layer with script, which is the entrypoint.
+func PythonImage(ctx context.Context, cache string, script []byte, say func(string, ...any)) (v1.Image, error) {
+	base, interpreter, err := python{cache, say}.image(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l, err := Layer(map[string]string{"algorithm/main.py": string(script)})
+	if err != nil {
+		return nil, err
+	}
+	img, err := mutate.AppendLayers(base, l)
+	if err != nil {
+		return nil, err
+	}
+	cf, err := base.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	c := cf.Config
+	c.Entrypoint, c.WorkingDir, c.User = []string{interpreter, "/algorithm/main.py"}, "/cocos", "1000"
+	return configure(img, c)
+}
+
+// FileImage is an image of one layer with the given files: how a dataset travels.
+func FileImage(files map[string]string) (v1.Image, error) {
+	l, err := Layer(files)
+	if err != nil {
+		return nil, err
+	}
+	img, err := mutate.AppendLayers(empty.Image, l)
+	if err != nil {
+		return nil, err
+	}
+	return configure(img, v1.Config{})
+}
+
+// Inputs are the demo's two images: linear regression in Python, and a table of houses.
+func Inputs(ctx context.Context, cache string, say func(string, ...any)) (algo, data v1.Image, err error) {
+	if algo, err = PythonImage(ctx, cache, algorithm, say); err != nil {
+		return nil, nil, fmt.Errorf("algorithm image: %w", err)
+	}
+	data, err = FileImage(map[string]string{"houses.csv": string(dataset)})
+	return algo, data, err
+}
+
+// Dataset is the demo's CSV, for an independent fit.
+func Dataset() []byte { return dataset }

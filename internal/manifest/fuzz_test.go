@@ -1,0 +1,60 @@
+package manifest
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// FuzzParse holds every manifest that is taken against what it must be: JSON that encoding/json reads alike, one that
+// pins and still parses, and that its initdata document gives back.
+func FuzzParse(f *testing.F) {
+	for _, name := range []string{"remote.json", "remote-source.json", "computation.json", "own.json", "awkward.json"} {
+		f.Add(load(f, name))
+	}
+	f.Add([]byte(own(`,"args":["\ud83d\ude00\n"],"env":{"A":"\u0041"},"network":"none"`)))
+	f.Add([]byte(`{"version":1,"a":1,"A":2,"algorithm":{}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if _, err := Parse(raw, nil); err != nil && strings.TrimSpace(err.Error()) == "" {
+			t.Fatal("an error that says nothing")
+		}
+		m, err := Parse(raw, everything)
+		if err != nil {
+			return
+		}
+		var other struct {
+			Algorithm struct {
+				URI    string
+				Source struct{ URL string }
+			}
+			Args []string
+		}
+		if err := json.Unmarshal(raw, &other); err != nil {
+			t.Fatalf("encoding/json refuses it: %v", err)
+		}
+		if uri := other.Algorithm.URI + other.Algorithm.Source.URL; uri != m.Algorithm.URI {
+			t.Fatalf("algorithm %q, and encoding/json reads %q", m.Algorithm.URI, uri)
+		}
+		if m.Spelling == Own {
+			if d := cmp.Diff(strings.Join(other.Args, "\x00"), strings.Join(m.Workload.Args, "\x00")); d != "" {
+				t.Fatal(d)
+			}
+		}
+		if got := unwrap(t, Wrap(m.Raw())); got != string(raw) {
+			t.Fatalf("%q came back from its document as %q", raw, got)
+		}
+		pinned, err := Pin(raw, func(string) (string, error) { return resolved, nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Parse(pinned, only("http")); err != nil {
+			t.Fatalf("%q is refused after Pin: %v", pinned, err)
+		}
+		if again, err := Pin(pinned, nil); err != nil || !bytes.Equal(pinned, again) {
+			t.Fatalf("%q is pinned twice: %v", pinned, err)
+		}
+	})
+}

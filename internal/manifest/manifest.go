@@ -1,0 +1,162 @@
+// Package manifest reads the document that says what a machine is to run: three spellings, one type.
+//
+// The manifest comes from the host and is bound to the launch by its exact bytes, so it is kept as it came, read
+// strictly (no duplicate, unknown or re-cased keys, nothing after the end, at most 1 MiB), and judged as a whole: all
+// problems are reported at once, each with its path. docs/MANIFEST.md is the reference. Nothing of ours is imported.
+package manifest
+
+import (
+	"bytes"
+	"crypto/sha512"
+	"strings"
+	"time"
+)
+
+// MaxSize is the size in bytes beyond which a manifest is refused.
+const MaxSize = 1 << 20
+
+// The spellings, as Manifest.Spelling names them.
+const (
+	Own         = "ampoule"           // "version": 1
+	Remote      = "cocos-remote"      // Cocos' remote resources: "computation_id", no "version"
+	Computation = "cocos-computation" // Cocos' agent.Computation: "id", neither of the others
+)
+
+// What is used where a manifest says nothing.
+const (
+	ResultsPath    = "/cocos/results"
+	DefaultLimit   = 256 << 20 // bytes of results
+	defaultNetwork = "none"
+	defaultKind    = "oci"
+	defaultSink    = "vsock"
+	defaultLogs    = "sealed"
+)
+
+// The permissions that relax Parse; package cmdline has the same names.
+const (
+	allowTag  = "tag"
+	allowHTTP = "http"
+)
+
+// Manifest is what a machine is to do. Only Parse makes one; all of it has been checked.
+type Manifest struct {
+	Spelling      string
+	ComputationID string // may be empty in Ampoule's own spelling
+	Algorithm     Resource
+	Datasets      []Resource
+	Workload      Workload
+	Network       string // "none"
+	Resources     Resources
+	Results       Results
+	Brokers       []Broker   // every one that a resource names, and those that only "kbs" lists
+	Registries    []Registry // what is pinned of some registries; others may be used as well
+	Logs          string     // "sealed" or "host": where the workload's output goes
+
+	// Consumers are the PKIX keys (DER) of Cocos' result_consumers. This build cannot seal to them: such a manifest
+	// has no recipients, and the caller says so or refuses.
+	Consumers [][]byte
+
+	raw []byte
+}
+
+// Resource is one image, the algorithm or a dataset.
+type Resource struct {
+	Type      string // "oci-image"
+	URI       string // docker://host[:port]/repository[:tag][@sha256:…], as written
+	Encrypted bool   // a layer in clear is refused; Broker is set then
+	KeyPath   string // repository/type/tag at the broker; empty (Cocos' spellings only): the image says
+	Broker    string // URL of one of Manifest.Brokers; empty unless Encrypted
+	Filename  string // of a dataset below /cocos/datasets; empty: as in the image
+
+	// Of the one regular file in a dataset's image; nil: not given. Parse cannot check them: whoever unpacks the
+	// image must, and must fail where there is more than one file.
+	SHA256, SHA3_256 []byte
+
+	Decompress bool // always false in this build
+}
+
+// Pinned reports whether the URI names a digest.
+func (r Resource) Pinned() bool { return strings.Contains(r.URI, "@sha256:") }
+
+// Workload is how the algorithm is run; what is empty comes from the image's config.
+type Workload struct {
+	Kind string   // "oci": the image's own entrypoint
+	Args []string // nil: the image's; empty: none
+	Env  map[string]string
+	User string // user[:group], by name or number
+	Cwd  string // absolute
+}
+
+// Resources are limits of the workload; 0 leaves them to init.
+type Resources struct {
+	MemoryBytes, PIDs, DiskBytes int64
+	Deadline                     time.Duration
+}
+
+// Results says what becomes of the workload's output.
+type Results struct {
+	Path       string   // ResultsPath in this build
+	LimitBytes int64    // of the files below Path, as package result counts them
+	Recipients []string // age1…, ssh-ed25519 …, ssh-rsa …; only their prefixes are checked here
+	Sinks      []string // "vsock"
+}
+
+// Broker is a key broker and what is pinned of it.
+type Broker struct {
+	URL  string // https://host[:port][/path] or http://…, normalised: lower case, no default port, no slash at the end
+	CA   []byte // PEM; empty: not pinned
+	SPKI []byte // SHA-256 of its SubjectPublicKeyInfo, 32 bytes; empty: not pinned
+}
+
+// Registry is what is pinned of a registry.
+type Registry struct {
+	Host string // host[:port], as in URIs
+	CA   []byte // PEM
+}
+
+// Raw is the manifest's exact bytes. They must not be changed.
+func (m *Manifest) Raw() []byte { return m.raw }
+
+// SHA384 is the digest of the exact bytes, as ampoule.manifest-sha384= pins it.
+func (m *Manifest) SHA384() [48]byte { return sha512.Sum384(m.raw) }
+
+// Parse reads a manifest in any of the three spellings. allow says what the image permits beyond the strict default:
+// "tag" references without a digest, "http" brokers over plain http; nil permits nothing. An error is Problems.
+func Parse(b []byte, allow func(string) bool) (*Manifest, error) {
+	m, _, err := parse(b, allow)
+	return m, err
+}
+
+// parse is Parse, and where in b the references are.
+func parse(b []byte, allow func(string) bool) (*Manifest, []*node, error) {
+	if allow == nil {
+		allow = func(string) bool { return false }
+	}
+	r := &reader{allow: allow}
+	root := r.tree(b)
+	if len(r.problems) > 0 {
+		return nil, nil, r.problems
+	}
+	m := &Manifest{
+		Network:  defaultNetwork,
+		Workload: Workload{Kind: defaultKind},
+		Results:  Results{Path: ResultsPath, LimitBytes: DefaultLimit, Sinks: []string{defaultSink}},
+		Logs:     defaultLogs,
+		raw:      bytes.Clone(b),
+	}
+	o := r.object(root)
+	switch {
+	case o.has("version"):
+		r.own(o, m)
+	case o.has("computation_id"):
+		r.remote(o, m)
+	case o.has("id"):
+		r.computation(o, m)
+	case len(r.problems) == 0:
+		r.problem("", `is in no known spelling; want "version": 1 (Ampoule's), "computation_id" (Cocos' remote resources) or "id" (Cocos' agent.Computation)`)
+	}
+	if len(r.problems) > 0 {
+		return nil, nil, r.problems
+	}
+	return m, r.references, nil
+}

@@ -1,0 +1,247 @@
+package manifest
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"time"
+)
+
+// own reads Ampoule's spelling: all of the remote-resources one, and more. docs/MANIFEST.md lists it.
+func (r *reader) own(o *object, m *Manifest) {
+	m.Spelling = Own
+	if n := o.get("version", '0'); n != nil && n.text != "1" {
+		r.problem(n.path, "is %.20s, want 1", n.text)
+	}
+	r.identify(o, m, "computation_id")
+	o.later("runtime", "images")
+	var wishes []wish
+	if a := r.algorithm(o); a != nil {
+		res := r.where(a, false)
+		a.later("sha256", "sha3_256") // of which file? the digest says more
+		r.keyPath(a, res)
+		wishes = append(wishes, wish{res, a.n.path, r.broker(a, true)})
+		a.done()
+	}
+	taken := map[string]string{}
+	for _, n := range o.list("datasets") {
+		if d := r.object(n); d != nil {
+			res := r.where(d, false)
+			r.filename(d, res, taken)
+			r.keyPath(d, res)
+			res.SHA256, res.SHA3_256 = r.hexDigest(d, "sha256", 32), r.hexDigest(d, "sha3_256", 32)
+			r.decompress(d)
+			d.later("path")
+			wishes = append(wishes, wish{res, n.path, r.broker(d, true)})
+			d.done()
+		}
+	}
+	general := r.brokers(o, m)
+	r.workload(o, m)
+	r.limits(o.child("resources"), m)
+	r.results(o.child("results"), m)
+	r.registries(o, m)
+	switch o.text("logs") {
+	case "", "sealed":
+	case "host":
+		m.Logs = "host"
+	default:
+		r.problem(o.path("logs"), "want sealed or host")
+	}
+	o.done()
+	r.finish(m, wishes, general)
+}
+
+func (r *reader) keyPath(o *object, res *Resource) {
+	if res.Encrypted && res.KeyPath == "" {
+		if s := o.members["source"]; s != nil {
+			r.problem(join(s.path, "kbs_resource_path"), "is missing, and the image is encrypted")
+		} else {
+			r.problem(o.path("kbs_resource_path"), "is missing, and the image is encrypted")
+		}
+	}
+}
+
+// brokers reads "kbs" as a list with pins, or as the remote spelling has it.
+func (r *reader) brokers(o *object, m *Manifest) []string {
+	if n := o.members["kbs"]; n == nil || n.kind != '[' {
+		return r.generalBroker(o)
+	}
+	if o.has("kbs_url") {
+		o.known["kbs_url"] = true
+		r.problem(o.path("kbs_url"), "stands beside kbs, which lists the key brokers; keep one")
+	}
+	var urls []string
+	for _, n := range o.list("kbs") {
+		e := r.object(n)
+		if e == nil {
+			continue
+		}
+		b := Broker{URL: r.url(e, "url"), CA: r.certificates(e, "ca"), SPKI: r.hexDigest(e, "spki", 32)}
+		e.later("resources")
+		e.done()
+		switch {
+		case b.URL == "":
+			r.problem(e.path("url"), "is missing")
+		case slices.Contains(urls, b.URL):
+			r.problem(e.path("url"), "%s: is listed twice", b.URL)
+		case strings.HasPrefix(b.URL, "http:") && (b.CA != nil || b.SPKI != nil):
+			r.problem(e.path("url"), "%s: plain http has no certificate to pin; want https", b.URL)
+		case strings.HasPrefix(b.URL, "http:") && !r.allow(allowHTTP):
+			r.problem(e.path("url"), "%s: this image allows no key broker over plain http; want https", b.URL)
+		}
+		urls, m.Brokers = append(urls, b.URL), append(m.Brokers, b)
+	}
+	return urls
+}
+
+// certificates reads PEM and sees that there is nothing but certificates in it.
+func (r *reader) certificates(o *object, name string) []byte {
+	n := o.get(name, '"')
+	if n == nil || n.text == "" {
+		return nil
+	}
+	for rest := []byte(n.text); len(strings.TrimSpace(string(rest))) > 0; {
+		var b *pem.Block
+		if b, rest = pem.Decode(rest); b == nil || b.Type != "CERTIFICATE" {
+			r.problem(n.path, "is not PEM of certificates alone")
+			return nil
+		}
+		if _, err := x509.ParseCertificate(b.Bytes); err != nil {
+			r.problem(n.path, "has a certificate that cannot be read: %v", err)
+			return nil
+		}
+	}
+	return []byte(n.text)
+}
+
+func (r *reader) workload(o *object, m *Manifest) {
+	w := &m.Workload
+	switch k := o.text("workload"); k {
+	case "", "oci":
+	case "bin", "python", "wasm":
+		r.problem(o.path("workload"), "%s: not supported in this build; want oci", k)
+	default:
+		r.problem(o.path("workload"), "%.40q is unknown; want oci", k)
+	}
+	if n := o.members["network"]; n != nil && n.kind != '"' {
+		o.later("network") // an egress list
+	} else if s := o.text("network"); s != "" && s != "none" {
+		r.problem(o.path("network"), "%.80q: not supported in this build; want none", s)
+	}
+	w.Args = o.texts("args")
+	w.User, w.Cwd = o.text("user"), o.text("cwd")
+	if w.User != "" && (strings.Count(w.User, ":") > 1 || !word(strings.Replace(w.User, ":", "", 1), alnum+"_.-", "") || strings.HasSuffix(w.User, ":") || strings.HasPrefix(w.User, ":")) {
+		r.problem(o.path("user"), "%.80q: want user or user:group, by name or number", w.User)
+	}
+	if w.Cwd != "" && (!path.IsAbs(w.Cwd) || path.Clean(w.Cwd) != w.Cwd) {
+		r.problem(o.path("cwd"), "%.200q: want an absolute path without . or ..", w.Cwd)
+	}
+	if env := o.child("env"); env != nil {
+		w.Env = map[string]string{}
+		for _, name := range slices.Sorted(maps.Keys(env.members)) {
+			n := env.get(name, '"')
+			if n == nil {
+				continue
+			}
+			r.noNUL(n)
+			if name == "" || strings.ContainsAny(name, "=\x00") {
+				r.problem(n.path, "is not a name of a variable; want one without = and NUL")
+			}
+			w.Env[name] = n.text
+		}
+	}
+}
+
+func (r *reader) limits(o *object, m *Manifest) {
+	l := &m.Resources
+	o.number("memory_bytes", &l.MemoryBytes, 1<<20, 1<<50)
+	o.number("pids", &l.PIDs, 1, 1<<22)
+	o.number("disk_bytes", &l.DiskBytes, 1<<20, 1<<50)
+	if s := o.text("deadline"); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil || d < time.Second || d > 30*24*time.Hour {
+			r.problem(o.path("deadline"), "%.40q: want 1s to 720h, as in 10m", s)
+		}
+		l.Deadline = d
+	}
+	o.done()
+}
+
+func (r *reader) results(o *object, m *Manifest) {
+	s := &m.Results
+	if p := o.text("path"); p != "" && p != ResultsPath {
+		r.problem(o.path("path"), "%.200q: not supported in this build; want %s", p, ResultsPath)
+	}
+	o.number("limit_bytes", &s.LimitBytes, 1, 1<<50)
+	s.Recipients = r.recipients(o)
+	if o.has("sinks") {
+		s.Sinks = o.texts("sinks")
+		if len(s.Sinks) == 0 && o.members["sinks"].kind == '[' {
+			r.problem(o.path("sinks"), "is empty: the result would go nowhere; want [%q]", defaultSink)
+		}
+		for i, sink := range s.Sinks {
+			switch {
+			case sink != defaultSink:
+				r.problem(o.list("sinks")[i].path, "%.80q: not supported in this build; want %s", sink, defaultSink)
+			case i > 0:
+				r.problem(o.list("sinks")[i].path, "%s: is there twice", sink)
+			}
+		}
+	}
+	o.done()
+}
+
+// recipients reads public keys. That each is one is package result's to say; that they go together is said here,
+// because otherwise it would come out only when there is a result to lose.
+func (r *reader) recipients(o *object) []string {
+	var all []string
+	quantum := 0
+	for _, n := range o.list("recipients") {
+		switch s := n.text; {
+		case n.kind != '"':
+			r.problem(n.path, "is %v, want a string", n)
+		case !strings.HasPrefix(s, "age1") && !strings.HasPrefix(s, "ssh-ed25519 ") && !strings.HasPrefix(s, "ssh-rsa "):
+			r.problem(n.path, "is no age1…, ssh-ed25519 or ssh-rsa public key") // not quoted: it may be a secret key
+		case len(s) > 4096:
+			r.problem(n.path, "is %d bytes, at most 4096", len(s))
+		case slices.Contains(all, s):
+			r.problem(n.path, "is there twice")
+		default:
+			r.plain(n)
+			if strings.HasPrefix(s, "age1pq1") {
+				quantum++
+			}
+			all = append(all, s)
+		}
+	}
+	if quantum > 0 && quantum < len(all) {
+		r.problem(o.path("recipients"), "mixes post-quantum age1pq1… keys with others, which age does not seal to together")
+	}
+	return all
+}
+
+func (r *reader) registries(o *object, m *Manifest) {
+	for _, n := range o.list("registries") {
+		e := r.object(n)
+		if e == nil {
+			continue
+		}
+		e.later("mirrors", "credentials")
+		reg := Registry{Host: e.text("host"), CA: r.certificates(e, "ca")}
+		if err := checkHost(reg.Host); err != nil {
+			r.problem(e.path("host"), "%v", err)
+		}
+		if slices.ContainsFunc(m.Registries, func(other Registry) bool { return other.Host == reg.Host }) {
+			r.problem(e.path("host"), "%.200q: is listed twice", reg.Host)
+		}
+		if !e.has("ca") {
+			r.problem(e.path("ca"), "is missing: nothing is said of the registry")
+		}
+		e.done()
+		m.Registries = append(m.Registries, reg)
+	}
+}

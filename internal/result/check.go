@@ -1,0 +1,65 @@
+package result
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// check reports all that a reader of a statement may not take for granted, at once and by member.
+func (s *Statement) check() error {
+	var errs []error
+	must := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	p := &s.Predicate
+	must(s.Type == StatementType, "_type is %.80q, want %q", s.Type, StatementType)
+	must(s.PredicateType == PredicateType, "predicateType is %.80q, want %q", s.PredicateType, PredicateType)
+	subject := ClearName
+	if p.Sealed {
+		subject = SealedName
+	}
+	if len(s.Subject) != 1 {
+		return errors.Join(append(errs, fmt.Errorf("subject: has %d entries, want 1", len(s.Subject)))...)
+	}
+	must(s.Subject[0].Name == subject, "subject[0].name is %.80q, want %q", s.Subject[0].Name, subject)
+	must(isHex(s.Subject[0].Digest.SHA256, 32), "subject[0].digest.sha256: %.80q is not 64 hex digits", s.Subject[0].Digest.SHA256)
+
+	must(p.Profile == "production" || p.Profile == "simulation", "predicate.profile: %.40q is unknown", p.Profile)
+	must(isHex(p.ManifestSHA384, 48), "predicate.manifest_sha384: %.100q is not 96 hex digits", p.ManifestSHA384)
+	must(isHex(p.InitdataSHA256, 32), "predicate.initdata_sha256: %.80q is not 64 hex digits", p.InitdataSHA256)
+	must(p.Measurement == "" || isHex(p.Measurement, 48), "predicate.measurement: %.100q is not 96 hex digits", p.Measurement)
+	must(slices.Contains([]string{BindLaunch, BindPinned, BindNone}, p.Binding), "predicate.binding: %.40q is unknown", p.Binding)
+	must(slices.Contains(Reasons, p.Reason), "predicate.reason: %.40q is unknown", p.Reason)
+	for i, m := range p.Images {
+		must(isDigest(m.Digest), "predicate.images[%d].digest: %.80q is not sha256:HEX", i, m.Digest)
+		must(isDigest(m.ConfigDigest), "predicate.images[%d].config_digest: %.80q is not sha256:HEX", i, m.ConfigDigest)
+		for j, l := range m.Layers {
+			must(isDigest(l), "predicate.images[%d].layers[%d]: %.80q is not sha256:HEX", i, j, l)
+		}
+	}
+	w := p.Workload
+	must(w.Exit == nil || *w.Exit >= 0 && *w.Exit <= 255, "predicate.workload.exit: is not 0 to 255")
+	must(0 <= w.Started && w.Started <= w.Ended, "predicate.workload: ended at %d µs, started at %d µs", w.Ended, w.Started)
+	for i, e := range p.Timeline {
+		if err := e.check(); err != nil {
+			must(false, "predicate.timeline[%d]: %w", i, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// isHex reports whether s is n bytes in lower-case hex.
+func isHex(s string, n int) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == n && strings.ToLower(s) == s
+}
+
+func isDigest(s string) bool {
+	h, ok := strings.CutPrefix(s, "sha256:")
+	return ok && isHex(h, 32)
+}

@@ -1,0 +1,111 @@
+package result
+
+import (
+	"fmt"
+	"slices"
+)
+
+// The kinds of event.
+const (
+	StepEvent     = "step"     // a step began or ended
+	ProgressEvent = "progress" // Bytes so far, of a step that takes long
+	OutcomeEvent  = "outcome"  // how the run ended; the last of its kind, sent at most once
+)
+
+// The states of a step.
+const (
+	Start  = "start"
+	Done   = "ok"
+	Failed = "failed"
+)
+
+// MaxEventLine is the length in bytes beyond which ParseEvent refuses a line.
+const MaxEventLine = 64 << 10
+
+// An Event is one line of NDJSON on POST /v1/events and one entry of a receipt's timeline. It carries nothing that an
+// untrusted host may not know: names of steps, reasons, counts and durations.
+type Event struct {
+	Time    int64  `json:"t_us"`              // µs since the kernel booted
+	Event   string `json:"event"`             // StepEvent, ProgressEvent or OutcomeEvent
+	Step    string `json:"step,omitempty"`    // of an outcome: the step that ended the run, if one did
+	State   string `json:"state,omitempty"`   // of a step: Start, Done or Failed
+	Micros  int64  `json:"us,omitempty"`      // how long the step took, µs
+	Reason  Reason `json:"reason,omitempty"`  // of an outcome and of a failed step
+	Exit    *int   `json:"exit,omitempty"`    // of an outcome: the workload's status, 0 to 255, if it ended by itself
+	Bytes   int64  `json:"bytes,omitempty"`   // of progress
+	Profile string `json:"profile,omitempty"` // production or simulation
+}
+
+// Line is the event as it goes over the wire, with its newline.
+func (e Event) Line() []byte { return append(encode(e), '\n') }
+
+// Lines is a timeline as NDJSON.
+func Lines(events []Event) []byte {
+	var b []byte
+	for _, e := range events {
+		b = append(b, e.Line()...)
+	}
+	return b
+}
+
+// ParseEvent reads one line, with or without its newline, in the exact form that Line gives it. Whoever speaks on the
+// host's end of the vsock may be no init of ours, so members, names and ranges are all checked: what comes back is
+// safe to print.
+func ParseEvent(line []byte) (Event, error) {
+	var e Event
+	if len(line) > MaxEventLine {
+		return Event{}, fmt.Errorf("event of %d bytes, at most %d", len(line), MaxEventLine)
+	}
+	if err := decode(line, &e); err != nil {
+		return Event{}, fmt.Errorf("event: %w", err)
+	}
+	if err := e.check(); err != nil {
+		return Event{}, fmt.Errorf("event: %w", err)
+	}
+	return e, nil
+}
+
+func (e Event) check() error {
+	switch e.Event {
+	case StepEvent:
+		if e.State != Start && e.State != Done && e.State != Failed {
+			return fmt.Errorf("state %.40q; want %s, %s or %s", e.State, Start, Done, Failed)
+		}
+		if e.Step == "" || e.Exit != nil || e.Bytes != 0 || (e.Reason != "") != (e.State == Failed) {
+			return fmt.Errorf("members that do not suit a step in state %s", e.State)
+		}
+	case ProgressEvent:
+		if e.Step == "" || e.State != "" || e.Reason != "" || e.Exit != nil {
+			return fmt.Errorf("members that do not suit progress")
+		}
+	case OutcomeEvent:
+		if e.State != "" || e.Bytes != 0 || e.Reason == "" {
+			return fmt.Errorf("members that do not suit an outcome")
+		}
+	default:
+		return fmt.Errorf("%.40q is not an event", e.Event)
+	}
+	switch {
+	case e.Step != "" && !name(e.Step):
+		return fmt.Errorf("step %.40q; want lower-case letters, digits and dashes", e.Step)
+	case e.Profile != "" && !name(e.Profile):
+		return fmt.Errorf("profile %.40q; want lower-case letters, digits and dashes", e.Profile)
+	case e.Reason != "" && !slices.Contains(Reasons, e.Reason):
+		return fmt.Errorf("reason %.40q is unknown", e.Reason)
+	case e.Time < 0 || e.Micros < 0 || e.Bytes < 0:
+		return fmt.Errorf("a negative time or count")
+	case e.Exit != nil && (*e.Exit < 0 || *e.Exit > 255):
+		return fmt.Errorf("exit status %d; want 0 to 255", *e.Exit)
+	}
+	return nil
+}
+
+// name reports whether s is a short word of lower-case letters, digits and inner dashes.
+func name(s string) bool {
+	for i, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (i == 0 || (c < '0' || c > '9') && c != '-') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 32
+}

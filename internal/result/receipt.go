@@ -1,0 +1,182 @@
+package result
+
+import (
+	"crypto/sha512"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// The types that a receipt names (in-toto attestation framework, Statement v1).
+const (
+	StatementType = "https://in-toto.io/Statement/v1"
+	PredicateType = "https://github.com/ampoule-vm/ampoule/receipt/v1"
+	PayloadType   = "application/vnd.in-toto+json"
+)
+
+// The names of a result, sealed and in clear.
+const (
+	SealedName = "result.tar.age"
+	ClearName  = "result.tar"
+)
+
+// MaxReceipt is the size in bytes beyond which ParseReceipt refuses.
+const MaxReceipt = 4 << 20
+
+// How the manifest was bound to the evidence, strongest first.
+const (
+	BindLaunch = "launch" // its digest is in HOST_DATA
+	BindPinned = "pinned" // its digest is on the measured command line
+	BindNone   = "none"   // not at all: only where the image permits it
+)
+
+// Predicate is what a run says of itself. The hardware signs it, so it is as good as the measured image that wrote
+// it. Digests are lower-case hex; those of images carry their "sha256:".
+type Predicate struct {
+	ComputationID  string   `json:"computation_id,omitempty"`
+	Init           string   `json:"init"`                  // version of PID 1
+	Profile        string   `json:"profile"`               // production or simulation
+	ManifestSHA384 string   `json:"manifest_sha384"`       // of the manifest's exact bytes
+	InitdataSHA256 string   `json:"initdata_sha256"`       // of the initdata document around them
+	Binding        string   `json:"binding"`               // BindLaunch, BindPinned or BindNone
+	Measurement    string   `json:"measurement,omitempty"` // launch digest, 96 hex; a verifier takes the evidence's
+	Sealed         bool     `json:"sealed"`                // the result is encrypted to the manifest's recipients
+	Reason         Reason   `json:"reason"`                // how the run went, up to the sealing
+	Images         []Image  `json:"images"`                // the algorithm first, then the datasets
+	Workload       Ending   `json:"workload"`
+	Timeline       []Event  `json:"timeline"` // up to the sealing
+	Notes          []string `json:"notes"`    // what was laxer than the strict default, in words
+}
+
+// Image is one image that the run used, as it was resolved.
+type Image struct {
+	Name         string   `json:"name"` // algorithm, datasets[0], …
+	URI          string   `json:"uri"`  // as in the manifest
+	Digest       string   `json:"digest"`
+	ConfigDigest string   `json:"config_digest"`
+	Layers       []string `json:"layers"` // digests of the blobs as fetched
+	Encrypted    bool     `json:"encrypted"`
+	Pinned       bool     `json:"pinned"`
+	PlainHTTP    bool     `json:"plain_http"`
+}
+
+// Ending is how the workload ended; its zero value: it did not run. Times are µs since the kernel booted.
+type Ending struct {
+	Exit     *int   `json:"exit,omitempty"`   // 0 to 255; nil when it did not end by itself
+	Signal   string `json:"signal,omitempty"` // SIGSEGV, …
+	Deadline bool   `json:"deadline,omitempty"`
+	OOM      bool   `json:"oom,omitempty"`
+	Started  int64  `json:"started_us"`
+	Ended    int64  `json:"ended_us"`
+}
+
+// Statement is an in-toto Statement about one result.
+type Statement struct {
+	Type          string    `json:"_type"`
+	Subject       []Subject `json:"subject"` // exactly one
+	PredicateType string    `json:"predicateType"`
+	Predicate     Predicate `json:"predicate"`
+}
+
+// Subject names the result and its digest.
+type Subject struct {
+	Name   string `json:"name"`
+	Digest Digest `json:"digest"`
+}
+
+// Digest is an in-toto DigestSet with the one digest that we use, 64 hex digits.
+type Digest struct {
+	SHA256 string `json:"sha256"`
+}
+
+// NewStatement is the statement that p holds of the result whose bytes, as delivered, have the given SHA-256.
+func NewStatement(p Predicate, resultSHA256 []byte) ([]byte, error) {
+	s := Statement{StatementType, []Subject{{ClearName, Digest{hex.EncodeToString(resultSHA256)}}}, PredicateType, p}
+	if p.Sealed {
+		s.Subject[0].Name = SealedName
+	}
+	// Null is not another spelling of an empty list.
+	for i := range p.Images {
+		p.Images[i].Layers = notNil(p.Images[i].Layers)
+	}
+	s.Predicate.Images, s.Predicate.Timeline, s.Predicate.Notes = notNil(p.Images), notNil(p.Timeline), notNil(p.Notes)
+	if err := s.check(); err != nil {
+		return nil, fmt.Errorf("statement: %w", err)
+	}
+	b := encode(s)
+	if err := decode(b, &Statement{}); err != nil {
+		return nil, fmt.Errorf("statement: text that is not UTF-8: %w", err)
+	}
+	return b, nil
+}
+
+func notNil[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+// ReportData is what the hardware signs for a statement: SHA-512 over a label, the length of the statement as eight
+// big-endian bytes, and the statement. The label keeps a receipt from being taken for any other evidence.
+func ReportData(statement []byte) [64]byte {
+	h := sha512.New()
+	h.Write([]byte("ampoule receipt v1\x00"))
+	h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(statement))))
+	h.Write(statement)
+	return [64]byte(h.Sum(nil))
+}
+
+// Receipt is receipt.json: a statement and the evidence whose report data is ReportData of it. It looks like a DSSE
+// envelope with evidence in the place of the signatures.
+type Receipt struct {
+	PayloadType string   `json:"payloadType"`
+	Payload     []byte   `json:"payload"` // the statement's exact bytes; base64 in JSON
+	Evidence    Evidence `json:"evidence"`
+}
+
+// Evidence is a TEE's evidence in the JSON form of its kind (package evidence reads and writes it).
+type Evidence struct {
+	Kind     string          `json:"kind"`
+	Evidence json.RawMessage `json:"evidence"`
+}
+
+// NewReceipt joins a statement, as NewStatement made it, with its evidence.
+func NewReceipt(statement []byte, kind string, evidence json.RawMessage) ([]byte, error) {
+	if !json.Valid(evidence) {
+		return nil, errors.New("receipt: evidence that is not JSON")
+	}
+	b := encode(Receipt{PayloadType, statement, Evidence{kind, evidence}})
+	if _, _, err := ParseReceipt(b); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// ParseReceipt reads a receipt of at most 4 MiB and the statement inside, both strictly. It does not judge the
+// evidence: until a verifier has, nothing of the statement is true.
+func ParseReceipt(b []byte) (*Receipt, *Statement, error) {
+	if len(b) > MaxReceipt {
+		return nil, nil, fmt.Errorf("receipt of %d bytes, at most %d", len(b), MaxReceipt)
+	}
+	var r Receipt
+	if err := decode(b, &r); err != nil {
+		return nil, nil, fmt.Errorf("receipt: %w", err)
+	}
+	if r.PayloadType != PayloadType {
+		return nil, nil, fmt.Errorf("receipt: payloadType is %.80q, want %q", r.PayloadType, PayloadType)
+	}
+	if !name(r.Evidence.Kind) || len(r.Evidence.Evidence) == 0 || r.Evidence.Evidence[0] != '{' {
+		return nil, nil, fmt.Errorf("receipt: evidence of kind %.40q; want a kind and an object", r.Evidence.Kind)
+	}
+	var s Statement
+	if err := decode(r.Payload, &s); err != nil {
+		return nil, nil, fmt.Errorf("receipt: statement: %w", err)
+	}
+	if err := s.check(); err != nil {
+		return nil, nil, fmt.Errorf("receipt: statement: %w", err)
+	}
+	return &r, &s, nil
+}

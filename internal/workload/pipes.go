@@ -1,0 +1,137 @@
+package workload
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The stub's descriptors, after standard input, output and error.
+const (
+	specFD  = 3
+	faultFD = 4
+)
+
+// What the stub says on faultFD: ready just before it becomes the program, which closes the descriptor; else why there
+// is no sandbox, or, after programFault, no program.
+const (
+	ready        = "ready\n"
+	programFault = "program: "
+)
+
+// maxFault bounds what a stub can say, bytes.
+const maxFault = 4 << 10
+
+// pipes are the stub's files: /dev/null, stdout, stderr, the spec, and one for its fault.
+type pipes struct {
+	null               *os.File
+	out, err, spec, up pipe
+	copied             chan struct{}
+	copiers            int
+}
+
+type pipe struct{ r, w *os.File }
+
+func newPipes() (*pipes, error) {
+	p := &pipes{copied: make(chan struct{})}
+	var err error
+	if p.null, err = os.Open(os.DevNull); err != nil {
+		return nil, err
+	}
+	for _, q := range []*pipe{&p.out, &p.err, &p.spec, &p.up} {
+		if q.r, q.w, err = os.Pipe(); err != nil {
+			p.close()
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// child are the stub's ends. Those of this process do not block; these do, as programs expect of their standard
+// output.
+func (p *pipes) child() []*os.File {
+	files := []*os.File{p.null, p.out.w, p.err.w, p.spec.r, p.up.w}
+	for _, f := range files {
+		unix.SetNonblock(int(f.Fd()), false)
+	}
+	return files
+}
+
+func (p *pipes) closeChild() {
+	for _, f := range []*os.File{p.null, p.out.w, p.err.w, p.spec.r, p.up.w} {
+		f.Close()
+	}
+}
+
+func (p *pipes) close() {
+	for _, f := range []*os.File{p.null, p.out.r, p.out.w, p.err.r, p.err.w, p.spec.r, p.spec.w, p.up.r, p.up.w} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// talk starts to copy the output and sends the spec, which is never in argv or the environment. The channel gives nil
+// if the stub has become the program, else why not; the stub must have ended, or become the program, for it to give
+// anything.
+func (p *pipes) talk(s Spec) <-chan error {
+	p.copy(s.Stdout, p.out.r)
+	p.copy(s.Stderr, p.err.r)
+	fault := make(chan error, 1)
+	go func() {
+		sent := json.NewEncoder(p.spec.w).Encode(orderOf(s))
+		p.spec.w.Close()
+		said, err := io.ReadAll(io.LimitReader(p.up.r, maxFault))
+		fault <- verdict(string(said), errors.Join(sent, err))
+	}()
+	return fault
+}
+
+// verdict reads what the stub said.
+func verdict(said string, err error) error {
+	text, became := strings.CutPrefix(said, ready)
+	if became && text == "" {
+		return nil
+	}
+	if text, ok := strings.CutPrefix(text, programFault); ok {
+		return fmt.Errorf("%w: %s", ErrProgram, text)
+	}
+	if text == "" {
+		text = "the stub ended without a word"
+	}
+	return errors.Join(fmt.Errorf("sandbox: %s", text), err)
+}
+
+// copy goes on to read where w fails, for a full pipe would stop the program.
+func (p *pipes) copy(w io.Writer, r io.Reader) {
+	if w == nil {
+		w = io.Discard
+	}
+	p.copiers++
+	go func() {
+		if _, err := io.Copy(w, r); err != nil {
+			io.Copy(io.Discard, r)
+		}
+		p.copied <- struct{}{}
+	}()
+}
+
+// drainGrace bounds the wait for the rest of the output of processes that are gone.
+const drainGrace = 5 * time.Second
+
+// drain waits until all output is copied. The namespace is dead, so no writer is left and the pipes end; the bound is
+// for what the kernel closes later, like descriptors on their way through a socket.
+func (p *pipes) drain() {
+	end := time.Now().Add(drainGrace)
+	p.out.r.SetReadDeadline(end)
+	p.err.r.SetReadDeadline(end)
+	for range p.copiers {
+		<-p.copied
+	}
+}

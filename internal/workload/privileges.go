@@ -1,0 +1,53 @@
+package workload
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxFiles is how many files a process of the workload may have open; the kernel would give PID 1's children 4096.
+const maxFiles = 65536
+
+// setLimits keeps memory out of core files, which would lie in the scratch.
+func setLimits() error {
+	unix.Umask(0o022)
+	return errors.Join(
+		unix.Prlimit(0, unix.RLIMIT_CORE, &unix.Rlimit{}, nil),
+		unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: maxFiles, Max: maxFiles}, nil),
+	)
+}
+
+// dropPrivileges leaves a user without any capability, in any set, who can get none back.
+func dropPrivileges(o *order) error {
+	for c := range uintptr(64) {
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) && c > unix.CAP_SYS_ADMIN {
+			break // the kernel knows no more capabilities
+		}
+		if err != nil {
+			return fmt.Errorf("bounding set: capability %d: %w", c, err)
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("no_new_privs: %w", err)
+	}
+	// The raw calls change this thread alone; package syscall's would change all, of which exec keeps one.
+	if err := unix.Setgroups(nil); err != nil {
+		return fmt.Errorf("groups: %w", err)
+	}
+	gid, uid := uintptr(o.GID), uintptr(o.UID)
+	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); e != 0 {
+		return fmt.Errorf("group %d: %w", gid, e)
+	}
+	// This also empties the ambient, effective and permitted sets.
+	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid); e != 0 {
+		return fmt.Errorf("user %d: %w", uid, e)
+	}
+	var none [2]unix.CapUserData
+	if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
+		return fmt.Errorf("capabilities: %w", err)
+	}
+	return nil
+}

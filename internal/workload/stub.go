@@ -1,0 +1,163 @@
+package workload
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// stubName is the argv[0] by which this program knows that it is to become the workload.
+const stubName = "ampoule-sandbox"
+
+// maxSpec bounds the spec that the stub reads, bytes. A manifest has at most 1 MiB, an image config 8 MiB.
+const maxSpec = 32 << 20
+
+// An order is what the stub has to know of a Spec.
+type order struct {
+	Root, Cwd, Datasets, Results, Scratch string
+	Args, Env                             []string
+	UID, GID                              int
+	ScratchBytes                          int64
+}
+
+func orderOf(s Spec) order {
+	o := order{Root: s.Root, Cwd: s.Cwd, Datasets: s.Datasets, Results: s.Results, Scratch: s.Scratch,
+		Args: s.Args, Env: s.Env, UID: s.UID, GID: s.GID, ScratchBytes: s.ScratchBytes}
+	if o.Cwd == "" {
+		o.Cwd = defaultCwd
+	}
+	return o
+}
+
+// IsStub tells whether this process was started by Run.
+func IsStub() bool { return len(os.Args) == 1 && os.Args[0] == stubName }
+
+// Stub builds the sandbox around this process and becomes the workload. It does not return. A fault goes back to Run
+// through a pipe that closes itself when the workload begins.
+func Stub() {
+	// Capabilities, seccomp and no_new_privs belong to a thread; the one that execs is the one that counts, and the
+	// others end there.
+	runtime.LockOSThread()
+	up := os.NewFile(faultFD, "fault")
+	err := become(up)
+	if errors.Is(err, ErrProgram) {
+		fmt.Fprint(up, programFault)
+	}
+	fmt.Fprint(up, err)
+	os.Exit(127)
+}
+
+// become is the sandbox, in the order in which it closes.
+func become(up io.Writer) error {
+	in := os.NewFile(specFD, "spec")
+	var o order
+	d := json.NewDecoder(io.LimitReader(in, maxSpec))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&o); err != nil {
+		return fmt.Errorf("read the spec: %w", err)
+	}
+	in.Close()
+	for _, step := range []struct {
+		name string
+		do   func(*order) error
+	}{
+		{"close descriptors", closeDescriptors},
+		{"cgroup namespace", ownCgroup},
+		{"host name", func(*order) error { return unix.Sethostname([]byte("ampoule")) }},
+		{"loopback", func(*order) error { return loopbackUp() }},
+		{"root", makeRoot},
+		{"limits", func(*order) error { return setLimits() }},
+		{"make the working directory", func(o *order) error { return asProgram(os.MkdirAll(o.Cwd, 0o755)) }},
+		{"privileges", dropPrivileges},
+		{"working directory", func(o *order) error { return asProgram(os.Chdir(o.Cwd)) }},
+		{"system calls", func(*order) error { return filterSyscalls() }},
+	} {
+		if err := step.do(&o); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+	}
+	path, err := lookPath(o.Args[0], o.Env)
+	if err != nil {
+		return asProgram(err)
+	}
+	if _, err := io.WriteString(up, ready); err != nil {
+		return err
+	}
+	return asProgram(fmt.Errorf("%s as user %d: %w", path, o.UID, explain(path, unix.Exec(path, o.Args, o.Env))))
+}
+
+// asProgram says that an error is the image's or the manifest's, not the sandbox's.
+func asProgram(err error) error {
+	if err == nil {
+		return nil
+	}
+	return programError{err}
+}
+
+type programError struct{ error }
+
+func (programError) Is(target error) bool { return target == ErrProgram }
+func (e programError) Unwrap() error      { return e.error }
+
+// explain adds what execve(2) does not say.
+func explain(path string, err error) error {
+	_, missing := os.Stat(path)
+	switch {
+	case errors.Is(err, unix.ENOENT) && missing == nil:
+		return fmt.Errorf("%w: the file is there; the interpreter that it names (after #!, or its dynamic loader) is not", err)
+	case errors.Is(err, unix.ENOEXEC):
+		return fmt.Errorf("%w: neither a program for this machine nor a script that begins with #!", err)
+	}
+	return err
+}
+
+func closeDescriptors(*order) error {
+	return unix.CloseRange(faultFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+}
+
+// ownCgroup makes the workload's cgroup look like the root of the tree. It is done here and not when the stub is
+// cloned, for that would make PID 1's cgroup the root.
+func ownCgroup(*order) error { return unix.Unshare(unix.CLONE_NEWCGROUP) }
+
+// loopbackUp sets up the one link of the new network namespace.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
+}
+
+// lookPath finds a program as execvp does, in the PATH that the workload will have.
+func lookPath(name string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil
+	}
+	for _, kv := range env {
+		list, ok := strings.CutPrefix(kv, "PATH=")
+		if !ok {
+			continue
+		}
+		for dir := range strings.SplitSeq(list, ":") {
+			path := filepath.Join("/", dir, name)
+			if fi, err := os.Stat(path); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 {
+				return path, nil
+			}
+		}
+		return "", fmt.Errorf("no program %q in PATH=%s", name, list)
+	}
+	return "", fmt.Errorf("no program %q: the environment has no PATH", name)
+}

@@ -1,0 +1,130 @@
+package mkimage
+
+import (
+	"bytes"
+	"context"
+	"debug/buildinfo"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/u-root/mkuimage/cpio"
+
+	kernelconfig "github.com/ampoule-vm/ampoule/kernel-config"
+)
+
+// Initramfs builds o.InitPackage and returns the compressed initramfs that holds it and nothing else.
+func Initramfs(ctx context.Context, o Options) ([]byte, *InitInfo, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, nil, err
+	}
+	init, info, err := buildInit(ctx, o.SourceDir, o.InitPackage)
+	if err != nil {
+		return nil, nil, err
+	}
+	archive, err := pack(init)
+	if err != nil {
+		return nil, nil, err
+	}
+	packed, err := compress(archive)
+	return packed, info, err
+}
+
+// buildInit compiles one main package of the module in dir for the guest. Neither the directory nor the machine's
+// settings for Go leave a trace in the result.
+func buildInit(ctx context.Context, dir, pkg string) ([]byte, *InitInfo, error) {
+	tmp, err := os.MkdirTemp("", "ampoule-init-*")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer os.RemoveAll(tmp)
+	path := filepath.Join(tmp, "init")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
+		"-tags", "nethttpomithttp2", // registries and brokers speak HTTP/1.1: one parser less that faces the host
+		"-ldflags", fmt.Sprintf("-s -w -buildid= -X main.buildTime=%d", kernelconfig.Pin.Date.Unix()),
+		"-o", path, pkg)
+	cmd.Dir = dir
+	cmd.Env = goEnviron(os.Environ())
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		return nil, nil, fmt.Errorf("go build %s: %w\n%s", pkg, err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	init, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	info := &InitInfo{SHA256: hexSum(init), Size: int64(len(init))}
+	bi, err := buildinfo.Read(bytes.NewReader(init))
+	if err != nil {
+		return nil, nil, fmt.Errorf("build record of %s: %w", pkg, err)
+	}
+	info.Go, info.Modules = bi.GoVersion, len(bi.Deps)
+	var sums []string
+	for _, m := range bi.Deps {
+		if m.Replace != nil {
+			m = m.Replace
+		}
+		sums = append(sums, fmt.Sprintf("%s %s %s\n", m.Path, m.Version, m.Sum))
+	}
+	slices.Sort(sums)
+	info.ModuleSums = hexSum([]byte(strings.Join(sums, "")))
+	return init, info, nil
+}
+
+// goEnviron is env with everything replaced that would change what the compiler puts out. Where modules come from and
+// where they are kept stays the caller's business.
+func goEnviron(env []string) []string {
+	fixed := map[string]string{
+		"CGO_ENABLED": "0", "GOOS": "linux", "GOARCH": "amd64", "GOAMD64": "v1",
+		"GOFLAGS": "-mod=readonly", "GOWORK": "off", "GO111MODULE": "on", "GOFIPS140": "off",
+	}
+	var out []string
+	for _, kv := range env {
+		k, _, _ := strings.Cut(kv, "=")
+		if _, ok := fixed[k]; !ok && k != "GOEXPERIMENT" && k != "GODEBUG" {
+			out = append(out, kv)
+		}
+	}
+	for k, v := range fixed {
+		out = append(out, k+"="+v)
+	}
+	return out
+}
+
+// pack makes the archive. /dev/console is there because the kernel opens it for init before anything is mounted.
+func pack(init []byte) ([]byte, error) {
+	var buf bytes.Buffer
+	w := cpio.Newc.Writer(&buf)
+	for _, r := range []cpio.Record{
+		cpio.Directory("dev", 0o755),
+		cpio.CharDev("dev/console", 0o600, 5, 1),
+		cpio.StaticFile("init", string(init), 0o755),
+	} {
+		if err := w.WriteRecord(cpio.MakeReproducible(r)); err != nil {
+			return nil, fmt.Errorf("pack %s: %w", r.Name, err)
+		}
+	}
+	if err := cpio.WriteTrailer(w); err != nil {
+		return nil, err
+	}
+	return buf.Bytes(), nil
+}
+
+// compress makes one zstd frame. The kernel allocates the whole window to unpack it, hence the limit.
+func compress(archive []byte) ([]byte, error) {
+	e, err := zstd.NewWriter(nil,
+		zstd.WithEncoderLevel(zstd.SpeedBestCompression),
+		zstd.WithEncoderConcurrency(1),
+		zstd.WithWindowSize(8<<20))
+	if err != nil {
+		return nil, err
+	}
+	defer e.Close()
+	return e.EncodeAll(archive, nil), nil
+}

@@ -1,0 +1,155 @@
+// Package mkimage turns kernel source and init into a bootable image: kernel, initramfs, command line, build record.
+//
+// Everything is made unprivileged and is a function of its inputs: the same checkout, kernel source and compiler give
+// the same bytes in any directory, at any time. What takes long, the kernel, is kept in a cache whose key is
+// everything that enters it.
+package mkimage
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
+)
+
+// The files of an image.
+const (
+	KernelFile    = "vmlinuz"
+	InitramfsFile = "initramfs.cpio.zst"
+	CmdlineFile   = "cmdline" // without a newline at its end, so that its bytes are those that are measured
+	InfoFile      = "build.json"
+)
+
+// Options say what to build. Only Profile and Out have to be set.
+type Options struct {
+	Profile string // cmdline.Production or cmdline.Simulation
+	Out     string // directory of the image; made if need be
+
+	Allow          []string      // what the image permits; nil: DefaultAllow
+	Net            string        // ampoule.net; "": the guest's default, none
+	ManifestSource string        // ampoule.manifest; "": the guest's default, vsock
+	ManifestSHA384 []byte        // ampoule.manifest-sha384: the one manifest that this image will run; nil: any
+	Deadline       time.Duration // ampoule.deadline; 0: the guest's default
+	Extra          string        // further parameters of the kernel, none of them ampoule.*
+
+	KernelSource string    // a tarball of the kernel's source; "": the pinned one, wherever it can be had
+	SourceDir    string    // root of the checkout; default "."
+	InitPackage  string    // what becomes /init, relative to SourceDir; default "./init"
+	Cache        string    // default: ampoule in the user's cache directory
+	Fresh        bool      // build the kernel anew, and leave it out of the cache
+	Progress     io.Writer // nil: silence
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.Profile != cmdline.Production && o.Profile != cmdline.Simulation {
+		return o, fmt.Errorf("%q is not a profile; want %s or %s", o.Profile, cmdline.Production, cmdline.Simulation)
+	}
+	o.SourceDir = cmp.Or(o.SourceDir, ".")
+	o.InitPackage = cmp.Or(o.InitPackage, "./init")
+	if o.Progress == nil {
+		o.Progress = io.Discard
+	}
+	if o.Cache == "" {
+		dir, err := os.UserCacheDir()
+		if err != nil {
+			return o, fmt.Errorf("a place for the cache: %w", err)
+		}
+		o.Cache = filepath.Join(dir, "ampoule")
+	}
+	var err error
+	o.Cache, err = filepath.Abs(o.Cache)
+	return o, err
+}
+
+func (o Options) simulation() bool { return o.Profile == cmdline.Simulation }
+
+// Build makes the image in o.Out and returns its build record, which it has also written there. The record is the last
+// file to appear: a directory whose record can be loaded is complete.
+func Build(ctx context.Context, o Options) (*Info, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if o.Out == "" {
+		return nil, errors.New("no directory to write the image to")
+	}
+	line, allow, err := o.cmdline()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(o.Out, 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(filepath.Join(o.Out, InfoFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	// Seconds, not minutes: a mistake in init shows before the kernel is built.
+	initramfs, initInfo, err := Initramfs(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := o.kernel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	info := &Info{
+		Profile: o.Profile,
+		Allow:   allow,
+		Cmdline: line,
+		Kernel:  kernel.KernelInfo,
+		Init:    *initInfo,
+	}
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{{KernelFile, kernel.image}, {InitramfsFile, initramfs}, {CmdlineFile, []byte(line)}} {
+		if err := writeFile(filepath.Join(o.Out, f.name), f.data); err != nil {
+			return nil, err
+		}
+		info.Files = append(info.Files, describe(f.name, f.data))
+	}
+	return info, info.write(o.Out)
+}
+
+// Kernel makes the kernel alone and returns its path: in o.Out if that is set, else in the cache.
+func Kernel(ctx context.Context, o Options) (string, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return "", err
+	}
+	if o.Fresh && o.Out == "" {
+		return "", errors.New("a kernel that bypasses the cache needs a directory of its own")
+	}
+	k, err := o.kernel(ctx)
+	if err != nil {
+		return "", err
+	}
+	if o.Out == "" {
+		return k.path, nil
+	}
+	if err := os.MkdirAll(o.Out, 0o755); err != nil {
+		return "", err
+	}
+	path := filepath.Join(o.Out, KernelFile)
+	return path, writeFile(path, k.image)
+}
+
+// writeFile writes beside path and renames, so that nobody sees half a file.
+func writeFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone already when all went well
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -1,0 +1,163 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/evidence"
+	"github.com/ampoule-vm/ampoule/internal/psp"
+)
+
+// drainTime bounds how long the server may take for what a VM sent before its end.
+const drainTime = 5 * time.Second
+
+// A host is our side of one VM: what listens behind its vsock.
+type host struct {
+	cfg         *Config
+	vsock       vsock
+	server      *server
+	measurement evidence.Measurement
+	stop        context.CancelFunc // of the simulated processor
+	wg          sync.WaitGroup
+	mu          sync.Mutex
+	errs        []error // of wg's goroutines
+}
+
+func newHost(ctx context.Context, cfg *Config) (h *host, err error) {
+	h = &host{cfg: cfg, stop: func() {}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.close())
+		}
+	}()
+	ports := []uint32{cmdline.DefaultPort}
+	if cfg.Simulated {
+		ports = append(ports, psp.Port)
+	}
+	if h.vsock, err = openVsock(ports); err != nil {
+		return h, err
+	}
+	if h.server, err = newServer(cfg); err != nil {
+		return h, err
+	}
+	h.serve(func() error { return h.server.serve(h.vsock.listener(cmdline.DefaultPort)) })
+	if !cfg.Simulated {
+		return h, nil
+	}
+	p, launch, err := cfg.pspLaunch()
+	if err != nil {
+		return h, err
+	}
+	h.measurement = launch.Measurement
+	ctx, h.stop = context.WithCancel(ctx)
+	h.serve(func() error { return p.Serve(ctx, h.vsock.listener(psp.Port), launch) })
+	return h, nil
+}
+
+func (h *host) serve(f func() error) {
+	h.wg.Go(func() {
+		if err := f(); err != nil {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.errs = append(h.errs, err)
+		}
+	})
+}
+
+// close lets the server take what the VM has sent, then ends everything.
+func (h *host) close() error {
+	h.stop()
+	var err error
+	if h.server != nil {
+		err = h.server.close()
+	}
+	if h.vsock != nil {
+		err = errors.Join(err, h.vsock.close())
+	}
+	h.wg.Wait()
+	return errors.Join(append(h.errs, err)...)
+}
+
+// A tempDir is a directory of our own for the vhost socket: nobody else may connect to it.
+type tempDir string
+
+func newTempDir() (tempDir, error) {
+	dir, err := os.MkdirTemp("", "ampoule-")
+	if err != nil {
+		return "", fmt.Errorf("directory for the vhost socket: %w", err)
+	}
+	return tempDir(dir), nil
+}
+
+func (d tempDir) file(name string) string { return filepath.Join(string(d), name) }
+func (d tempDir) remove() error           { return os.RemoveAll(string(d)) }
+
+// A queue is a net.Listener whose connections are handed to it.
+type queue struct {
+	port  uint32
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+// backlog is how many connections of the guest wait to be accepted.
+const backlog = 16
+
+func newQueue(port uint32) *queue {
+	return &queue{port: port, conns: make(chan net.Conn, backlog), done: make(chan struct{})}
+}
+
+// deliver hands over a connection; false says that it is refused.
+func (q *queue) deliver(c net.Conn) bool {
+	select {
+	case <-q.done:
+		return false
+	default:
+	}
+	select {
+	case q.conns <- c:
+		return true
+	default:
+		return false
+	}
+}
+
+func (q *queue) Accept() (net.Conn, error) {
+	select {
+	case <-q.done:
+		return nil, net.ErrClosed
+	case c := <-q.conns:
+		return c, nil
+	}
+}
+
+func (q *queue) Close() error {
+	q.once.Do(func() { close(q.done) })
+	return nil
+}
+
+// drop closes what was delivered and not accepted. Nothing is delivered any more.
+func (q *queue) drop() {
+	for {
+		select {
+		case c := <-q.conns:
+			c.Close()
+		default:
+			return
+		}
+	}
+}
+
+func (q *queue) Addr() net.Addr { return addr(q.port) }
+
+type addr uint32
+
+func (a addr) Network() string { return "vsock" }
+func (a addr) String() string  { return fmt.Sprintf("host:%d", uint32(a)) }

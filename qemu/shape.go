@@ -1,0 +1,108 @@
+package qemu
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Accel is how guest instructions are executed.
+type Accel string
+
+const (
+	KVM Accel = "kvm"
+	TCG Accel = "tcg" // emulation: works everywhere, an order of magnitude slower
+)
+
+// A Shape is the virtual hardware.
+type Shape struct {
+	VCPUs     int
+	MemoryMiB int
+	Firmware  string // path of an OVMF image; "" is the SeaBIOS that QEMU brings
+	Accel     Accel  // "" lets Run ask Probe
+}
+
+// Devices is what one launch plugs into a Shape. Paths may hold any character but NUL.
+type Devices struct {
+	Kernel, Initrd, Cmdline string
+	Console                 string // file that takes the serial console
+	VhostSocket             string // of a vhost-user-vsock back-end
+	VhostFD                 int    // descriptor of /dev/vhost-vsock, inherited by QEMU; only where VhostSocket is ""
+	CID                     uint64 // with VhostFD
+	UserNet                 bool   // user-mode network, in which 10.0.2.2 is the host's loopback; without it there is no NIC
+}
+
+// Args is QEMU's command line without the program. It is a pure function: what is measured and what can be reproduced
+// depends on nothing else.
+func (s Shape) Args(d Devices) []string {
+	cpu := "max"
+	accel := "tcg,thread=multi"
+	if s.Accel == KVM {
+		cpu, accel = "host", "kvm"
+	}
+	args := []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		// vhost-user needs guest memory that another process can map.
+		"-machine", "q35,memory-backend=mem0,vmport=off,hpet=off",
+		"-object", fmt.Sprintf("memory-backend-memfd,id=mem0,size=%dM,share=on", s.MemoryMiB),
+		"-m", strconv.Itoa(s.MemoryMiB),
+		"-accel", accel,
+		"-cpu", cpu,
+		"-smp", strconv.Itoa(s.VCPUs),
+		"-chardev", "file,id=console,path=" + quoteOption(d.Console),
+		"-serial", "chardev:console",
+	}
+	if s.Firmware != "" {
+		args = append(args, "-bios", s.Firmware)
+	}
+	args = append(args, "-kernel", d.Kernel, "-initrd", d.Initrd, "-append", d.Cmdline)
+	switch {
+	case d.VhostSocket != "":
+		args = append(args, "-chardev", "socket,id=vsock,path="+quoteOption(d.VhostSocket), "-device", "vhost-user-vsock-pci,chardev=vsock")
+	case d.VhostFD != 0:
+		args = append(args, "-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d,vhostfd=%d", d.CID, d.VhostFD))
+	}
+	if d.UserNet {
+		// No option ROM: nothing boots from the network, and it would cost firmware time.
+		args = append(args, "-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile=")
+	}
+	return args
+}
+
+// check refuses what QEMU would refuse with less to say.
+func (s Shape) check() error {
+	switch {
+	case s.VCPUs < 1 || s.VCPUs > 255:
+		return fmt.Errorf("vCPUs: %d, want 1 to 255", s.VCPUs)
+	case s.MemoryMiB < 128 || s.MemoryMiB > 1<<20:
+		return fmt.Errorf("memory: %d MiB, want 128 to %d", s.MemoryMiB, 1<<20)
+	case s.Firmware != "" && s.MemoryMiB < 192:
+		// Below that OVMF falls into its shell and never exits.
+		return fmt.Errorf("memory: %d MiB, OVMF needs 192", s.MemoryMiB)
+	case s.Accel != "" && s.Accel != KVM && s.Accel != TCG:
+		return fmt.Errorf("accelerator %q: want %s, %s or none", s.Accel, KVM, TCG)
+	}
+	return nil
+}
+
+// quoteOption writes a value into a comma-separated option.
+func quoteOption(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// ShellCommand writes a command so that a POSIX shell runs it as it is.
+func ShellCommand(name string, args []string) string {
+	var b strings.Builder
+	b.WriteString(quoteShell(name))
+	for _, a := range args {
+		b.WriteByte(' ')
+		b.WriteString(quoteShell(a))
+	}
+	return b.String()
+}
+
+func quoteShell(s string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789%+,-./:=@_"
+	if s != "" && strings.Trim(s, plain) == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
