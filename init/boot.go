@@ -45,7 +45,7 @@ func boot(ctx context.Context, m *machine, steps []step) {
 	defer cancel(nil)
 	r.stop = cancel
 
-	outcome := result.Event{Event: "outcome", Reason: result.OK}
+	outcome := result.Event{Event: result.OutcomeEvent, Reason: result.OK}
 	for i, s := range steps {
 		if err := r.step(ctx, i, len(steps), s); err != nil {
 			outcome.Step, outcome.Reason = s.name, reasonOf(err)
@@ -65,7 +65,7 @@ func (r *run) step(ctx context.Context, i, n int, s step) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
 	start := r.uptime()
-	r.emit(result.Event{Event: "step", Step: s.name, State: "start"})
+	r.emit(result.Event{Event: result.StepEvent, Step: s.name, State: result.Start})
 
 	done := make(chan error, 1)
 	go func() {
@@ -89,12 +89,12 @@ func (r *run) step(ctx context.Context, i, n int, s step) (err error) {
 	took := r.uptime() - start
 	if err == nil {
 		r.line(i, n, s.name, "ok", took)
-		r.emit(result.Event{Event: "step", Step: s.name, State: "ok", Micros: took.Microseconds()})
+		r.emit(result.Event{Event: result.StepEvent, Step: s.name, State: result.Done, Micros: took.Microseconds()})
 		return nil
 	}
 	e := classify(ctx, s, err)
 	r.line(i, n, s.name, "failed "+string(e.reason), took)
-	r.emit(result.Event{Event: "step", Step: s.name, State: "failed", Reason: e.reason, Micros: took.Microseconds()})
+	r.emit(result.Event{Event: result.StepEvent, Step: s.name, State: result.Failed, Reason: e.reason, Micros: took.Microseconds()})
 	return e
 }
 

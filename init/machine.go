@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -41,6 +40,7 @@ type machine struct {
 	exchange      func(context.Context, []kbs.Broker, tee.Device, []byte, []kbs.Want) (*kbs.Grant, error)
 	unpack        func(context.Context, *image.Image, string, image.Keys, image.Limits, func(int64)) error
 	runWorkload   func(context.Context, workload.Spec) (workload.Outcome, error)
+	boundResults  func(dir string, bytes int64) error
 	memory        func() (int64, error) // bytes that are free for images and results
 	host          func(ctx context.Context, port uint32) host
 	powerOff      func()
@@ -78,9 +78,10 @@ func newMachine() *machine {
 		runWorkload: func(ctx context.Context, s workload.Spec) (workload.Outcome, error) {
 			return workload.Run(ctx, reaper, s)
 		},
-		memory:   availableMemory,
-		host:     newVsockHost,
-		powerOff: guest.PowerOff,
+		boundResults: boundResults,
+		memory:       availableMemory,
+		host:         newVsockHost,
+		powerOff:     guest.PowerOff,
 	}
 	console := &lateConsole{}
 	m.console = console
@@ -129,11 +130,17 @@ func readCommandLine() (string, error) {
 }
 
 func fetchManifest(ctx context.Context, s cmdline.Source) ([]byte, error) {
-	src, err := source.Open(s)
+	src, err := source.Open(s, guest.VsockClient)
 	if err != nil {
 		return nil, err
 	}
 	return src.Fetch(ctx)
+}
+
+// boundResults makes dir a file system of its own that holds the manifest's limit and what a file system needs on top,
+// so that packing can tell "exactly full" from "over the limit".
+func boundResults(dir string, bytes int64) error {
+	return workload.MountBounded(dir, bytes+bytes/16+1<<20)
 }
 
 // availableMemory is what the kernel thinks that it can give without pushing anything out.
@@ -190,5 +197,3 @@ func registryTransport(ca []byte) (http.RoundTripper, error) {
 	}
 	return t, nil
 }
-
-var _ fs.FileMode

@@ -146,9 +146,9 @@ func (r *run) pack(path string, results bool) ([]byte, error) {
 	}
 	dir := ""
 	if results {
-		dir = filepath.Join(r.dir, "results")
+		dir = r.resultsDir()
 	}
-	if err := result.WriteTar(w, dir, "results", r.doc.Results.LimitBytes, r.attachments()); err != nil {
+	if err := result.WriteTar(w, dir, result.ResultsDir, r.doc.Results.LimitBytes, r.attachments()); err != nil {
 		return nil, err
 	}
 	if err := w.Close(); err != nil {
@@ -162,10 +162,10 @@ func (r *run) attachments() []result.File {
 	events := slices.Clone(r.timeline)
 	r.mu.Unlock()
 	return []result.File{
-		{Name: "log/boot.txt", Data: r.log.Bytes()},
-		{Name: "log/stdout", Data: r.logs.out.Bytes()},
-		{Name: "log/stderr", Data: r.logs.err.Bytes()},
-		{Name: "timeline.ndjson", Data: result.Lines(events)},
+		{Name: result.BootLogName, Data: r.log.Bytes()},
+		{Name: result.StdoutName, Data: r.logs.out.Bytes()},
+		{Name: result.StderrName, Data: r.logs.err.Bytes()},
+		{Name: result.TimelineName, Data: result.Lines(events)},
 	}
 }
 
@@ -198,7 +198,7 @@ func (r *run) predicate() result.Predicate {
 		ComputationID: r.doc.ComputationID, Init: version(), Profile: r.opts.Profile,
 		ManifestSHA384: fmt.Sprintf("%x", sha384), InitdataSHA256: fmt.Sprintf("%x", r.initdataDigest()),
 		Binding: r.binding, Measurement: r.launch.String(), Sealed: r.sealed(), Reason: reason,
-		Workload: result.Workload{
+		Workload: result.Ending{
 			Exit: r.exitStatus(), Signal: r.output.Signal, Deadline: r.output.Deadline, OOM: r.output.OOM,
 			Started: r.started.Microseconds(), Ended: r.ended.Microseconds(),
 		},

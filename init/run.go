@@ -149,14 +149,20 @@ func (r *run) workloadContext(ctx context.Context) (context.Context, context.Can
 	return context.WithTimeout(ctx, limit)
 }
 
+// memoryReserve is what a workload without a limit of its own leaves to PID 1, which has to seal what it wrote, bytes.
+const memoryReserve = 64 << 20
+
 func (r *run) spec() (workload.Spec, error) {
 	var s workload.Spec
 	root := r.inputs[0]
-	s.Root, s.Datasets, s.Results, s.Scratch = root.dir, filepath.Join(r.dir, "datasets"), filepath.Join(r.dir, "results"), filepath.Join(r.dir, "scratch")
+	s.Root, s.Datasets, s.Results, s.Scratch = root.dir, filepath.Join(r.dir, "datasets"), r.resultsDir(), filepath.Join(r.dir, "scratch")
 	for _, dir := range []string{s.Datasets, s.Results, s.Scratch} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return s, because(result.Internal, err)
 		}
+	}
+	if err := r.boundResults(s.Results, r.doc.Results.LimitBytes); err != nil {
+		return s, because(result.Internal, err)
 	}
 	var sets []workload.Dataset
 	for _, in := range r.inputs[1:] {
@@ -178,12 +184,19 @@ func (r *run) spec() (workload.Spec, error) {
 		return s, because(result.BadImage, err)
 	}
 	s.MemoryBytes, s.PIDs, s.ScratchBytes = r.doc.Resources.MemoryBytes, r.doc.Resources.PIDs, r.doc.Resources.DiskBytes
+	if s.MemoryBytes == 0 {
+		if free, err := r.memory(); err == nil {
+			s.MemoryBytes = free - memoryReserve
+		}
+	}
 	s.Stdout, s.Stderr = r.logs.writers(nil)
 	if r.doc.Logs == "host" {
 		s.Stdout, s.Stderr = r.logs.writers(r.console)
 	}
 	return s, nil
 }
+
+func (r *run) resultsDir() string { return filepath.Join(r.dir, "results") }
 
 // port is where the host's HTTP server listens.
 func (r *run) port() uint32 {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
@@ -13,8 +12,6 @@ import (
 
 	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
-	"github.com/ampoule-vm/ampoule/internal/evidence"
-	"github.com/ampoule-vm/ampoule/internal/kbs"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/workload"
@@ -63,6 +60,11 @@ func (r *run) manifest(ctx context.Context) error {
 	}
 	if r.doc, err = manifest.Parse(raw, r.opts.Allow.Has); err != nil {
 		return err
+	}
+	for i, to := range r.doc.Results.Recipients {
+		if err := result.CheckRecipient(to); err != nil {
+			return fmt.Errorf("results.recipients[%d]: %w", i, err)
+		}
 	}
 	if !r.sealed() && !r.opts.Allow.Has(cmdline.AllowUnsealed) {
 		return errors.New("results.recipients: is empty, so nobody could read the result; name an age recipient")
@@ -183,7 +185,10 @@ func (r *run) execute(ctx context.Context) error {
 	r.started = r.uptime()
 	out, err := r.runWorkload(ctx, spec)
 	r.ended = r.uptime()
-	if err != nil {
+	switch {
+	case errors.Is(err, workload.ErrProgram):
+		return err
+	case err != nil:
 		return because(result.Internal, err)
 	}
 	r.output = &out

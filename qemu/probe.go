@@ -18,6 +18,7 @@ const (
 	probeTime = 10 * time.Second
 	probeExit = 0x31<<1 | 1 // what isa-debug-exit makes of the boot sector's 0x31
 	probeText = "ampoule"
+	probeDisk = 1 << 20 // bytes; SeaBIOS reads no disk that is smaller than a cylinder
 )
 
 // Probe says which accelerator works with this QEMU ("" is DefaultBinary). A /dev/kvm that opens proves nothing: some
@@ -105,7 +106,7 @@ func probeBoot(ctx context.Context, qemu string, accel Accel) error {
 	}
 	defer dir.remove()
 	disk := dir.file("disk")
-	if err := os.WriteFile(disk, bootSector(), 0o600); err != nil {
+	if err := errors.Join(os.WriteFile(disk, bootSector(), 0o600), os.Truncate(disk, probeDisk)); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTime)

@@ -129,7 +129,7 @@ func (h *host) start(rep *Report) (*process, error) {
 }
 
 // run is one goroutine on one thread, for the kernel sends the parent-death signal when the thread that forked ends.
-func (p *process) run(cmd *exec.Cmd, started chan<- error, closeIn func(), console io.ReadCloser, out *watcher) {
+func (p *process) run(cmd *exec.Cmd, started chan<- error, closeIn func(), console *os.File, out *watcher) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer close(p.exited)
@@ -151,6 +151,7 @@ func (p *process) run(cmd *exec.Cmd, started chan<- error, closeIn func(), conso
 		p.reaped = true
 		p.mu.Unlock()
 		p.err = cmd.Wait()
+		p.err = errors.Join(p.err, console.SetReadDeadline(time.Now().Add(pipeGrace)))
 	}
 	wg.Wait()
 	p.err = errors.Join(p.err, console.Close(), out.Close(), p.stderr.Close())

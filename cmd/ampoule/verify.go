@@ -32,7 +32,7 @@ func verifyVerb(_ context.Context, args []string, std stdio) error {
 	measurements := fs.String("measurement", "", "launch measurements that are accepted, 96 hex digits each, with commas")
 	manifestFile := fs.String("manifest", "", "the manifest that was sent")
 	resultFile := fs.String("result", "", "the result as delivered (result.tar.age)")
-	root := fs.String("test-root", "", "PEM file with the root of a simulated TEE (psp/root.pem)")
+	root := fs.String("test-root", "", "PEM file with the root of a simulated TEE (test-root.pem)")
 	asJSON := fs.Bool("json", false, "print the facts as JSON")
 	if err := parse(fs, args, 1); err != nil {
 		return err

@@ -101,13 +101,12 @@ func TestReportIsTakenUnderItsRootAndRefusedUnderAMDs(t *testing.T) {
 	// validate checks what verify does not: TCB and chip id against the certificate, policy, VMPL, host data.
 	vmpl := 0
 	err = validate.SnpAttestation(a, &validate.Options{
-		GuestPolicy:   abi.SnpPolicy{SMT: true},
-		ReportData:    testData[:],
-		HostData:      testLaunch.HostData[:],
-		Measurement:   testLaunch.Measurement[:],
-		ChipID:        p.chipID[:],
-		VMPL:          &vmpl,
-		TrustedIDKeys: nil,
+		GuestPolicy: abi.SnpPolicy{SMT: true},
+		ReportData:  testData[:],
+		HostData:    testLaunch.HostData[:],
+		Measurement: testLaunch.Measurement[:],
+		ChipID:      p.chipID[:],
+		VMPL:        &vmpl,
 	})
 	if err != nil {
 		t.Errorf("validate: %v", err)

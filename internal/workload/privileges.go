@@ -7,16 +7,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxFiles is how many files a process of the workload may have open; the kernel would give PID 1's children 4096.
+// maxFiles is how many files a process of the workload may have open. PID 1's own limit, the kernel's default, is 4096.
 const maxFiles = 65536
 
-// setLimits keeps memory out of core files, which would lie in the scratch.
+// setLimits keeps memory out of core files, which would lie in the scratch, and lets programs open more files.
 func setLimits() error {
 	unix.Umask(0o022)
-	return errors.Join(
-		unix.Prlimit(0, unix.RLIMIT_CORE, &unix.Rlimit{}, nil),
-		unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: maxFiles, Max: maxFiles}, nil),
-	)
+	if err := unix.Prlimit(0, unix.RLIMIT_CORE, &unix.Rlimit{}, nil); err != nil {
+		return fmt.Errorf("core files: %w", err)
+	}
+	// Go raises the soft limit for itself and puts it back at exec, but not if it was set by this call since.
+	files := unix.Rlimit{Cur: maxFiles, Max: maxFiles}
+	err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &files, nil)
+	if errors.Is(err, unix.EPERM) {
+		// Only where root has not all capabilities, which PID 1 has. Fewer open files make nothing less safe.
+		return nil
+	}
+	return err
 }
 
 // dropPrivileges leaves a user without any capability, in any set, who can get none back.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -14,8 +13,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,7 +29,11 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "probe" {
 		os.Exit(probe(os.Args[1:]))
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	for _, f := range cleanups {
+		f()
+	}
+	os.Exit(code)
 }
 
 // probe is the program in the sandbox.
@@ -46,7 +51,7 @@ func probe(args []string) int {
 	case "say":
 		fmt.Print(strings.Repeat(args[1]+"\n", 100_000))
 	case "hang":
-		select {}
+		forever()
 	case "brood": // children, grandchildren in sessions of their own; all hang
 		if n, _ := strconv.Atoi(args[1]); n > 0 {
 			for range 2 {
@@ -55,18 +60,17 @@ func probe(args []string) int {
 		} else {
 			fmt.Println("born")
 		}
-		if len(args) > 3 {
-			bufferLines(os.Stdin)
-		}
-		select {}
+		forever()
 	case "leave": // ends while its children hang
 		breed("hang", args[1])
 		return 3
 	case "segv":
-		unix.Kill(os.Getpid(), unix.SIGSEGV) // no effect: it is PID 1
+		var byDefault [4]uint64 // struct sigaction: the kernel's answer, not the Go runtime's
+		unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGSEGV), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0)
 		var p *int
-		runtime.LockOSThread()
-		resetSignal(unix.SIGSEGV)
+		if len(args) > 1 {
+			p = new(int)
+		}
 		return *p
 	case "x32":
 		unix.RawSyscall(0x40000000|unix.SYS_GETPID, 0, 0, 0)
@@ -101,11 +105,16 @@ func say(v any) int {
 	return 0
 }
 
-func bufferLines(r io.Reader) { io.Copy(io.Discard, r) }
+// forever is not an empty select, which the Go runtime would end as a deadlock.
+func forever() {
+	for {
+		unix.Poll(nil, -1)
+	}
+}
 
 func breed(args ...string) error {
 	_, err := os.StartProcess("/proc/self/exe", append([]string{"probe"}, args...),
-		&os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: &unix.SysProcAttr{Setsid: true}})
+		&os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: &syscall.SysProcAttr{Setsid: true}})
 	return err
 }
 
@@ -269,7 +278,7 @@ func attack() map[string]string {
 		note("write "+path, os.WriteFile(path, []byte("x"), 0o755))
 	}
 	for _, path := range []string{"/cocos/datasets/x", "/cocos/datasets/houses.csv", "/etc/x", "/x", "/dev/x", "/probe",
-		"/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/tmp/x", "/cocos/x", "/cocos/results/x", "/dev/shm/x", "/dev/null"} {
+		"/proc/sys/kernel/hostname", "/tmp/x", "/cocos/x", "/cocos/results/x", "/dev/shm/x", "/dev/null"} {
 		write(path)
 	}
 	for _, path := range []string{"/sys/kernel", "/dev/vsock", "/dev/sev-guest", "/dev/kvm", "/dev/mem", "/dev/console"} {

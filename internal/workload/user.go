@@ -58,10 +58,7 @@ func lookup(r *os.Root, file, key string, fields int) (ids [2]int, err error) {
 	number, err := parseID(key)
 	byNumber := err == nil
 	b, err := readBounded(r, file)
-	if errors.Is(err, fs.ErrNotExist) && byNumber {
-		return [2]int{number}, nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return ids, err
 	}
 	for line := range bytes.Lines(b) {
@@ -70,7 +67,7 @@ func lookup(r *os.Root, file, key string, fields int) (ids [2]int, err error) {
 			continue
 		}
 		id, err := parseID(f[2])
-		if err != nil || (byNumber && id != number) || (!byNumber && f[0] != key) {
+		if err != nil || (byNumber && id != number) || (!byNumber && (f[0] != key || key == "")) {
 			continue
 		}
 		ids[0] = id

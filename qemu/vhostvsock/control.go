@@ -3,8 +3,7 @@ package vhostvsock
 import (
 	"errors"
 	"fmt"
-
-	"golang.org/x/sys/unix"
+	"os"
 )
 
 // Requests of a front-end (QEMU's docs/interop/vhost-user).
@@ -79,39 +78,39 @@ func (s *session) config(m *message) ([]byte, error) {
 	return p, nil
 }
 
+// setFile takes the eventfd of a ring: for notifications of the guest, interrupts to it, or errors.
 func (s *session) setFile(m *message) error {
 	index, fd, err := m.vringFile()
 	if err != nil {
 		return err
 	}
-	if fd < 0 {
-		if m.req == setVringKick {
-			return errors.New("rings that are polled were not offered")
-		}
-	} else if m.req == setVringErr {
-		return unix.Close(fd) // what goes wrong ends the session
-	}
-	r := &s.rings[index]
-	if m.req == setVringKick {
-		f, err := eventfd(fd)
-		if err != nil {
+	var f *os.File // nil: no interrupts are wanted
+	if fd >= 0 {
+		if f, err = eventfd(fd); err != nil {
 			return err
 		}
+	}
+	switch {
+	case m.req == setVringKick && f == nil:
+		return errors.New("rings that are polled were not offered")
+	case m.req == setVringKick:
 		return s.setKick(index, f)
+	case m.req == setVringErr:
+		return closeFile(f) // what goes wrong ends the session
 	}
-	if m.req == setVringErr {
-		return nil
-	}
+	r := &s.rings[index]
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.call != nil {
-		r.call.Close()
-		r.call = nil
+	old := r.call
+	r.call = f
+	return closeFile(old)
+}
+
+func closeFile(f *os.File) error {
+	if f == nil {
+		return nil
 	}
-	if fd >= 0 {
-		r.call, err = eventfd(fd)
-	}
-	return err
+	return f.Close()
 }
 
 func (s *session) setRing(m *message) ([]byte, error) {

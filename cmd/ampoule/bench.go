@@ -1,0 +1,5 @@
+package main
+
+import "context"
+
+func benchVerb(context.Context, []string, stdio) error { return nil }

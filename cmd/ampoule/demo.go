@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/demo"
+	"github.com/ampoule-vm/ampoule/internal/evidence"
+	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/internal/verify"
+	"github.com/ampoule-vm/ampoule/mkimage"
+	"github.com/ampoule-vm/ampoule/qemu"
+)
+
+const demoHelp = `
+usage: ampoule demo [--out DIR]
+
+One sealed run on this machine: builds a simulation image, starts a registry and a key broker on loopback, encrypts
+an algorithm (linear regression in Python) and a dataset under keys of their own, lets the broker release them to
+this measurement with this manifest only, boots the VM, and opens and verifies what comes back. Everything stays in
+--out. Only the secure processor is simulated.
+
+Example:
+  ampoule demo --out out/demo`
+
+func demoVerb(ctx context.Context, args []string, std stdio) error {
+	fs := flags("demo", demoHelp, std)
+	out := fs.String("out", "out/demo", "folder for everything")
+	source := fs.String("source", ".", "folder of Ampoule's own source")
+	if err := parse(fs, args, 0); err != nil {
+		return err
+	}
+	d, err := newDemo(ctx, *out, *source, std)
+	if err != nil {
+		return err
+	}
+	std.say("4. Boot the VM under %s", filepath.Base(ovmf))
+	report, err := d.run(ctx, qemu.Shape{VCPUs: 1, MemoryMiB: 1024, Firmware: ovmf}, *out, follow(std))
+	if err != nil {
+		return errors.Join(err, d.world.Close())
+	}
+	if err := d.world.Close(); err != nil {
+		return err
+	}
+	if err := outcomeError(report); err != nil {
+		return err
+	}
+	return d.show(*out, report, std)
+}
+
+// A demoRun is an image, a world around it, and a manifest that the world's broker allows.
+type demoRun struct {
+	image    string
+	info     *mkimage.Info
+	world    *demo.World
+	psp      string
+	manifest []byte
+}
+
+func newDemo(ctx context.Context, out, source string, std stdio) (*demoRun, error) {
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return nil, err
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return nil, err
+	}
+	cache = filepath.Join(cache, "ampoule")
+	d := &demoRun{image: filepath.Join(out, "image"), psp: defaultPSP()}
+	std.say("1. Build the simulation image")
+	d.info, err = mkimage.Build(ctx, mkimage.Options{
+		Profile: cmdline.Simulation, Out: d.image, SourceDir: source, Net: "dhcp",
+		KernelSource: os.Getenv("KERNEL_SOURCE"), Progress: std.err,
+	})
+	if err != nil {
+		return nil, err
+	}
+	std.say("2. Start a registry and a key broker on loopback")
+	if d.world, err = demo.NewWorld(ctx, out, d.psp); err != nil {
+		return nil, err
+	}
+	std.say("3. Encrypt the algorithm and the dataset, each under its own key")
+	algo, data, err := demo.Inputs(ctx, cache, std.say)
+	if err != nil {
+		return nil, err
+	}
+	var job demo.Job
+	if job.Algorithm, err = d.world.Publish(ctx, algo, "linear-regression", demo.AlgorithmKey); err != nil {
+		return nil, err
+	}
+	if job.Dataset, err = d.world.Publish(ctx, data, "houses", demo.DatasetKey); err != nil {
+		return nil, err
+	}
+	d.manifest = d.world.Manifest(job)
+	files := map[string][]byte{
+		"manifest.json": d.manifest,
+		"recipient.key": []byte(d.world.Identity.String() + "\n"),
+		"test-root.pem": d.world.PSP.RootPEM(),
+	}
+	for name, b := range files {
+		if err := os.WriteFile(filepath.Join(out, name), b, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// run boots the image once with the demo's manifest; the broker allows just that.
+func (d *demoRun) run(ctx context.Context, shape qemu.Shape, out string, onEvent func(result.Event)) (*qemu.Report, error) {
+	cfg := imageConfig(d.image, d.info, shape)
+	cfg.Dir, cfg.Manifest, cfg.PSPDir, cfg.Timeout, cfg.OnEvent = out, d.manifest, d.psp, 10*time.Minute, onEvent
+	cfg.HostData = manifest.InitdataDigest(manifest.Wrap(d.manifest))
+	m, err := cfg.Measurement()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.world.Allow(m, d.manifest, demo.AlgorithmKey, demo.DatasetKey); err != nil {
+		return nil, err
+	}
+	return qemu.Run(ctx, cfg)
+}
+
+// show opens the result, verifies the receipt and prints both.
+func (d *demoRun) show(out string, report *qemu.Report, std stdio) error {
+	std.say("5. Open the sealed result and verify the receipt")
+	opened := filepath.Join(out, "opened")
+	if err := os.RemoveAll(opened); err != nil {
+		return err
+	}
+	if err := openResult(std, report.ResultPath, filepath.Join(out, "recipient.key"), opened); err != nil {
+		return err
+	}
+	fit, err := os.ReadFile(filepath.Join(opened, result.ResultsDir, "coefficients.json"))
+	if err != nil {
+		return err
+	}
+	receipt, err := std.readFile(report.ReceiptPath, result.MaxReceipt)
+	if err != nil {
+		return err
+	}
+	root, err := verify.LoadRoot(d.world.PSP.RootPEM())
+	if err != nil {
+		return err
+	}
+	sum, err := hashFile(report.ResultPath)
+	if err != nil {
+		return err
+	}
+	v, err := verify.Receipt(receipt, verify.Expect{
+		Roots: []verify.Root{root}, Measurements: []evidence.Measurement{report.Measurement}, Manifest: d.manifest, ResultSHA256: sum,
+	})
+	if err != nil {
+		return &exitError{3, err}
+	}
+	fmt.Fprintf(std.out, "\nresults/coefficients.json\n%s\nreceipt\n%s\ntimeline\n%s", fit, v.Text(), timeline(report))
+	std.say("\nEverything is in %s.", out)
+	return nil
+}
+
+// timeline draws the steps of a run, one bar each.
+func timeline(r *qemu.Report) string {
+	var steps []result.Event
+	var total int64
+	for _, e := range r.Events {
+		if e.Event == result.StepEvent && e.State != result.Start {
+			steps = append(steps, e)
+			total = max(total, e.Time)
+		}
+	}
+	text := ""
+	const width = 48
+	for _, e := range steps {
+		from := int((e.Time - e.Micros) * width / max(total, 1))
+		n := max(1, int(e.Micros*width/max(total, 1)))
+		bar := make([]byte, width+1)
+		for i := range bar {
+			bar[i] = ' '
+			if i >= from && i < from+n {
+				bar[i] = '#'
+			}
+		}
+		text += fmt.Sprintf("%-9s %8.3f s |%s|\n", e.Step, float64(e.Micros)/1e6, bar)
+	}
+	return text + fmt.Sprintf("QEMU start to first event %.1f s, to its exit %.1f s (%s)\n",
+		r.FirstEvent.Sub(r.QEMUStart).Seconds(), r.Exited.Sub(r.QEMUStart).Seconds(), r.Accel)
+}

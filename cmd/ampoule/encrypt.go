@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/ampoule-vm/ampoule/image"
+)
+
+const encryptHelp = `
+usage: ampoule encrypt --keys DIR --key REPO/TYPE/TAG [--http] SRC DST
+
+Encrypts every layer of an OCI image under a key at the broker, as skopeo with CoCo's key provider does.
+SRC is an OCI layout folder, a file from docker save, or docker://HOST/REPO…; DST is a new OCI layout folder or
+docker://HOST/REPO[:TAG]. The key is DIR/REPO/TYPE/TAG, 32 raw bytes, made if it is not there: the folder that
+ampoule kbs serves has it under keys/. Prints the reference by digest that a manifest should name.
+
+Examples:
+  ampoule encrypt --keys broker/keys --key default/key/algo-key ./layout docker://registry.example/algo
+  ampoule encrypt --keys broker/keys --key default/key/data-key dataset.tar ./encrypted`
+
+func encryptVerb(ctx context.Context, args []string, std stdio) error {
+	fs := flags("encrypt", encryptHelp, std)
+	dir := fs.String("keys", "", "folder of keys")
+	path := fs.String("key", "", "key's path at the broker: REPO/TYPE/TAG")
+	http := fs.Bool("http", false, "registries may be spoken to over plain http")
+	if err := parse(fs, args, 2); err != nil {
+		return err
+	}
+	if err := required(fs, "keys", "key"); err != nil {
+		return err
+	}
+	if p, err := image.KeyPath("kbs:///" + *path); err != nil || p != *path {
+		return usagef("--key %q: want REPO/TYPE/TAG", *path)
+	}
+	o := image.Options{PlainHTTP: *http}
+	src, err := image.Load(ctx, fs.Arg(0), o)
+	if err != nil {
+		return err
+	}
+	key, err := keyFile(filepath.Join(*dir, filepath.FromSlash(*path)))
+	if err != nil {
+		return err
+	}
+	defer clear(key)
+	sealed, err := image.Encrypt(ctx, src, key, "kbs:///"+*path, image.EncryptOptions{})
+	if err != nil {
+		return err
+	}
+	dst := fs.Arg(1)
+	if strings.HasPrefix(dst, "docker://") {
+		pinned, err := image.Push(ctx, sealed, dst, o)
+		if err == nil {
+			fmt.Fprintln(std.out, pinned)
+		}
+		return err
+	}
+	if err := image.Save(sealed, dst); err != nil {
+		return err
+	}
+	digest, err := sealed.Digest()
+	if err == nil {
+		fmt.Fprintln(std.out, digest)
+	}
+	return err
+}
+
+// keyFile reads a key, or makes one.
+func keyFile(file string) ([]byte, error) {
+	key, err := os.ReadFile(file)
+	switch {
+	case err == nil && len(key) != 32:
+		return nil, fmt.Errorf("%s: %d bytes; a key is 32 raw bytes", file, len(key))
+	case !errors.Is(err, os.ErrNotExist):
+		return key, err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return nil, err
+	}
+	key = image.NewKey()
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	_, err = f.Write(key)
+	return key, errors.Join(err, f.Close())
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver"
+	"github.com/ampoule-vm/ampoule/internal/verify"
+)
+
+const kbsHelp = `
+usage: ampoule kbs --dir DIR [--listen ADDR:PORT] [--test-root FILE]
+
+Serves the keys in DIR/keys/REPO/TYPE/TAG to VMs whose evidence holds and whom DIR/policy.json allows:
+
+  {"default/key/algo-key": {"measurements": ["<96 hex>"], "init_data": ["<64 hex: ampoule manifest digest>"]}}
+
+Evidence must be AMD's, or that of the simulated processor whose root --test-root names. Each decision is a line on
+standard error, with what was expected and what came. For development, tests and one machine: plain http, no
+administration over the network. Trustee is the broker for more than that.
+
+Example:
+  ampoule kbs --dir broker --test-root out/job/test-root.pem`
+
+func kbsVerb(ctx context.Context, args []string, std stdio) error {
+	fs := flags("kbs", kbsHelp, std)
+	dir := fs.String("dir", "", "folder with keys/ and policy.json")
+	listen := fs.String("listen", "127.0.0.1:8080", "address to serve on")
+	root := fs.String("test-root", "", "PEM file with the root of a simulated processor")
+	if err := parse(fs, args, 0); err != nil {
+		return err
+	}
+	if err := required(fs, "dir"); err != nil {
+		return err
+	}
+	c := kbsserver.Config{Dir: *dir, Log: slog.New(slog.NewTextHandler(std.err, nil))}
+	if *root != "" {
+		b, err := std.readFile(*root, 1<<20)
+		if err != nil {
+			return err
+		}
+		r, err := verify.LoadRoot(b)
+		if err != nil {
+			return fmt.Errorf("--test-root %s: %w", *root, err)
+		}
+		c.Roots = []verify.Root{r}
+	}
+	if err := os.MkdirAll(filepath.Join(*dir, "keys"), 0o700); err != nil {
+		return err
+	}
+	s, err := kbsserver.New(c)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return err
+	}
+	std.say("kbs: serving %s on http://%s", *dir, l.Addr())
+	return s.Serve(ctx, l)
+}

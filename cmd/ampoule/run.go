@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/psp"
+	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/mkimage"
+	"github.com/ampoule-vm/ampoule/qemu"
+)
+
+const runHelp = `
+usage: ampoule run --image DIR --manifest FILE --out DIR [flags]
+
+Starts the image in a VM under QEMU, hands it the manifest (bound through HOST_DATA), follows it, and keeps
+result.tar.age, receipt.json, events.ndjson and console.log in --out. The registry and the key broker that the
+manifest names are reached over QEMU's user network, where this machine's loopback is 10.0.2.2.
+Simulation images get a simulated secure processor; --out/test-root.pem is its root, for ampoule verify and kbs.
+
+Examples:
+  ampoule run --image out/simulation --manifest job.json --out out/job
+  ampoule run --image out/simulation --manifest job.json --out out/job --firmware "" --json`
+
+// ovmf is where Debian's package ovmf has the firmware.
+const ovmf = "/usr/share/ovmf/OVMF.fd"
+
+func runVerb(ctx context.Context, args []string, std stdio) error {
+	fs := flags("run", runHelp, std)
+	image := fs.String("image", "", "folder that ampoule build made")
+	file := fs.String("manifest", "", "manifest, - for standard input")
+	out := fs.String("out", "", "folder for what comes back")
+	pspDir := fs.String("psp", defaultPSP(), "folder of the simulated secure processor")
+	var shape qemu.Shape
+	fs.IntVar(&shape.VCPUs, "vcpus", 1, "virtual CPUs")
+	fs.IntVar(&shape.MemoryMiB, "memory", 1024, "memory, MiB")
+	fs.StringVar(&shape.Firmware, "firmware", ovmf, "OVMF image; empty for the SeaBIOS that QEMU brings")
+	timeout := fs.Duration("timeout", time.Hour, "hard limit for the VM")
+	asJSON := fs.Bool("json", false, "print the outcome as JSON")
+	if err := parse(fs, args, 0); err != nil {
+		return err
+	}
+	if err := required(fs, "image", "manifest", "out"); err != nil {
+		return err
+	}
+	info, err := mkimage.Load(*image)
+	if err != nil {
+		return err
+	}
+	if info.Profile != cmdline.Simulation {
+		return fmt.Errorf("--image %s: a %s image needs SEV-SNP hardware, which this version does not launch yet; build with --profile simulation", *image, info.Profile)
+	}
+	raw, err := std.readFile(*file, manifest.MaxSize)
+	if err != nil {
+		return err
+	}
+	o, err := cmdline.Parse(info.Cmdline)
+	if err != nil {
+		return err
+	}
+	if _, err := manifest.Parse(raw, o.Allow.Has); err != nil {
+		return fmt.Errorf("%s: %w", *file, err)
+	}
+	cfg := imageConfig(*image, info, shape)
+	cfg.Dir, cfg.Manifest, cfg.HostData, cfg.PSPDir, cfg.Timeout = *out, raw, manifest.InitdataDigest(manifest.Wrap(raw)), *pspDir, *timeout
+	cfg.OnEvent = follow(std)
+	chip, err := psp.New(*pspDir)
+	if err != nil {
+		return fmt.Errorf("--psp: %w", err)
+	}
+	if err := os.MkdirAll(*out, 0o755); err != nil {
+		return err
+	}
+	if err := std.write(filepath.Join(*out, "test-root.pem"), chip.RootPEM()); err != nil {
+		return err
+	}
+	report, err := qemu.Run(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	if *asJSON {
+		if err := std.json(struct {
+			Outcome *result.Event `json:"outcome"`
+			Result  string        `json:"result,omitempty"`
+			Receipt string        `json:"receipt,omitempty"`
+			Console string        `json:"console"`
+			Command string        `json:"command"`
+		}{report.Outcome, report.ResultPath, report.ReceiptPath, report.ConsolePath, report.Command}); err != nil {
+			return err
+		}
+	}
+	return outcomeError(report)
+}
+
+// imageConfig is how a simulation image is launched.
+func imageConfig(dir string, info *mkimage.Info, shape qemu.Shape) qemu.Config {
+	return qemu.Config{
+		Shape: shape, Simulated: true, UserNet: true,
+		Kernel: filepath.Join(dir, mkimage.KernelFile), Initrd: filepath.Join(dir, mkimage.InitramfsFile), Cmdline: info.Cmdline,
+	}
+}
+
+func defaultPSP() string {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(cache, "ampoule", "psp")
+}
+
+// follow prints a line for each step that ends.
+func follow(std stdio) func(result.Event) {
+	return func(e result.Event) {
+		if e.Event == result.StepEvent && e.State != result.Start {
+			std.say("  %-9s %s %s %d ms", e.Step, e.State, e.Reason, e.Micros/1000)
+		}
+	}
+}
+
+// outcomeError turns how a VM ended into an exit code and a sentence with the next step.
+func outcomeError(r *qemu.Report) error {
+	if r.Outcome == nil {
+		return &exitError{5, fmt.Errorf("the VM never reported an outcome (%s); its console is %s. Start it again with:\n%s", r.End, r.ConsolePath, r.Command)}
+	}
+	o := *r.Outcome
+	if o.Reason == result.OK {
+		return nil
+	}
+	code := o.Reason.ExitCode()
+	if o.Reason == result.Deadline && o.Step == "execute" {
+		code = result.Workload.ExitCode() // it was the workload that ran out of time
+	}
+	text := fmt.Sprintf("the run ended with %s in step %s", o.Reason, o.Step)
+	if o.Exit != nil && o.Reason == result.Workload {
+		text = fmt.Sprintf("the workload exited with status %d", *o.Exit)
+	}
+	if r.ResultPath != "" {
+		text += "; the owner's log is in " + r.ResultPath + " (ampoule open)"
+	}
+	return &exitError{code, errors.New(text)}
+}

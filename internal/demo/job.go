@@ -1,0 +1,59 @@
+package demo
+
+import (
+	"encoding/json"
+)
+
+// A Job is what a demo manifest says; the rest is the same in each.
+type Job struct {
+	Algorithm, Dataset string // references by digest
+	Args               []string
+	Deadline           string // of the workload, "" for none of its own
+	MemoryBytes        int64
+	Plain              bool // the images are not encrypted
+}
+
+// The keys of the demo at the broker.
+const (
+	AlgorithmKey = "default/key/algo-key"
+	DatasetKey   = "default/key/dataset-key"
+)
+
+// Manifest writes a manifest in Ampoule's own spelling, with the world's recipient and broker.
+func (w *World) Manifest(j Job) []byte {
+	resource := func(uri, key string) map[string]any {
+		r := map[string]any{"uri": uri}
+		if !j.Plain {
+			r["encrypted"], r["kbs_resource_path"] = true, key
+		}
+		return r
+	}
+	m := map[string]any{
+		"version":        1,
+		"computation_id": "demo",
+		"algorithm":      resource(j.Algorithm, AlgorithmKey),
+		"results":        map[string]any{"recipients": []string{w.Identity.Recipient().String()}},
+		"kbs":            []any{map[string]any{"url": w.Broker}},
+	}
+	if j.Dataset != "" {
+		m["datasets"] = []any{resource(j.Dataset, DatasetKey)}
+	}
+	if j.Args != nil {
+		m["args"] = j.Args
+	}
+	limits := map[string]any{}
+	if j.Deadline != "" {
+		limits["deadline"] = j.Deadline
+	}
+	if j.MemoryBytes != 0 {
+		limits["memory_bytes"] = j.MemoryBytes
+	}
+	if len(limits) > 0 {
+		m["resources"] = limits
+	}
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		panic(err) // maps of strings and numbers
+	}
+	return append(b, '\n')
+}
