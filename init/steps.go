@@ -151,7 +151,11 @@ func (r *run) attest(ctx context.Context) (err error) {
 	if len(wants) == 0 {
 		return nil // nothing is encrypted: there is nobody to ask
 	}
-	r.grant, err = r.exchange(ctx, r.brokers(), r.dev, r.initdata, wants)
+	initdata := r.initdata
+	if r.binding != result.BindLaunch {
+		initdata = nil // a broker holds it against HOST_DATA, where it is not
+	}
+	r.grant, err = r.exchange(ctx, r.brokers(), r.dev, initdata, wants)
 	return err
 }
 

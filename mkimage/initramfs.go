@@ -23,7 +23,7 @@ func Initramfs(ctx context.Context, o Options) ([]byte, *InitInfo, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	init, info, err := buildInit(ctx, o.SourceDir, o.InitPackage)
+	init, info, err := buildInit(ctx, o.SourceDir, o.InitPackage, o.Tags)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -37,7 +37,7 @@ func Initramfs(ctx context.Context, o Options) ([]byte, *InitInfo, error) {
 
 // buildInit compiles one main package of the module in dir for the guest. Neither the directory nor the machine's
 // settings for Go leave a trace in the result.
-func buildInit(ctx context.Context, dir, pkg string) ([]byte, *InitInfo, error) {
+func buildInit(ctx context.Context, dir, pkg string, tags []string) ([]byte, *InitInfo, error) {
 	tmp, err := os.MkdirTemp("", "ampoule-init-*")
 	if err != nil {
 		return nil, nil, err
@@ -45,7 +45,8 @@ func buildInit(ctx context.Context, dir, pkg string) ([]byte, *InitInfo, error) 
 	defer os.RemoveAll(tmp)
 	path := filepath.Join(tmp, "init")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
-		"-tags", "nethttpomithttp2", // registries and brokers speak HTTP/1.1: one parser less that faces the host
+		// Registries and brokers speak HTTP/1.1: one parser less that faces the host.
+		"-tags", strings.Join(append([]string{"nethttpomithttp2"}, tags...), ","),
 		"-ldflags", fmt.Sprintf("-s -w -buildid= -X main.buildTime=%d", kernelconfig.Pin.Date.Unix()),
 		"-o", path, pkg)
 	cmd.Dir = dir

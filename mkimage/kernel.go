@@ -199,6 +199,10 @@ func (b *kernelBuild) make(ctx context.Context, args ...string) error {
 	// make hands SIGTERM on to its children and waits for them; a kill would leave compilers behind.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
+	// So does the death of this process, if it comes without a chance to cancel; it counts as the death of the thread.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w: make %s: %w", context.Cause(ctx), args[len(args)-1], err)

@@ -41,6 +41,7 @@ type Options struct {
 	KernelSource string    // a tarball of the kernel's source; "": the pinned one, wherever it can be had
 	SourceDir    string    // root of the checkout; default "."
 	InitPackage  string    // what becomes /init, relative to SourceDir; default "./init"
+	Tags         []string  // build tags of init, for tests that break a step of it; simulation only
 	Cache        string    // default: ampoule in the user's cache directory
 	Fresh        bool      // build the kernel anew, and leave it out of the cache
 	Progress     io.Writer // nil: silence
@@ -49,6 +50,9 @@ type Options struct {
 func (o Options) withDefaults() (Options, error) {
 	if o.Profile != cmdline.Production && o.Profile != cmdline.Simulation {
 		return o, fmt.Errorf("%q is not a profile; want %s or %s", o.Profile, cmdline.Production, cmdline.Simulation)
+	}
+	if len(o.Tags) > 0 && !o.simulation() {
+		return o, fmt.Errorf("build tags %q: only a simulation image can have another init", o.Tags)
 	}
 	o.SourceDir = cmp.Or(o.SourceDir, ".")
 	o.InitPackage = cmp.Or(o.InitPackage, "./init")

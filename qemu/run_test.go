@@ -237,6 +237,23 @@ func TestRunRefuses(t *testing.T) {
 	}
 }
 
+func TestRunWithoutPlaceForItsSocket(t *testing.T) {
+	cfg := testConfig(t, "exits")
+	for name, dir := range map[string]string{"none": "/proc/no", "too deep": filepath.Join(t.TempDir(), strings.Repeat("x", 100))} {
+		t.Run(name, func(t *testing.T) {
+			if name == "too deep" {
+				if err := os.Mkdir(dir, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Setenv("TMPDIR", dir)
+			if rep, err := Run(t.Context(), cfg); rep != nil || err == nil || !strings.Contains(err.Error(), "vhost socket") {
+				t.Errorf("%+v, %v", rep, err)
+			}
+		})
+	}
+}
+
 func TestMeasurementIsOfTheFiles(t *testing.T) {
 	dir := t.TempDir()
 	cfg := Config{Shape: Shape{VCPUs: 1}, Kernel: dir + "/k", Initrd: dir + "/i", Cmdline: "c"}

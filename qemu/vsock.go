@@ -29,7 +29,11 @@ func openVsock(ports []uint32) (vsock, error) {
 	if err == nil {
 		return k, nil
 	}
-	return openUserVsock(ports)
+	v, err := openUserVsock(ports)
+	if err != nil {
+		return nil, err // not v: a nil *userVsock in the interface is not nil
+	}
+	return v, nil
 }
 
 // kernelVsock is /dev/vhost-vsock with a CID of our own.

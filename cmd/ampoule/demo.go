@@ -82,7 +82,7 @@ func newDemo(ctx context.Context, out, source string, std stdio) (*demoRun, erro
 		return nil, err
 	}
 	std.say("2. Start a registry and a key broker on loopback")
-	if d.world, err = demo.NewWorld(ctx, out, d.psp); err != nil {
+	if d.world, err = demo.NewWorld(ctx, out, d.psp, nil); err != nil {
 		return nil, err
 	}
 	std.say("3. Encrypt the algorithm and the dataset, each under its own key")

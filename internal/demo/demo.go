@@ -40,7 +40,7 @@ var algorithm []byte
 //go:embed houses.csv
 var dataset []byte
 
-// Guest is what the VM calls this machine's loopback (QEMU's user network).
+// guestHost is what the VM calls this machine's loopback (QEMU's user network).
 const guestHost = "10.0.2.2"
 
 // A World is everything around the VM: a registry and a broker on loopback, keys, and a recipient.
@@ -55,8 +55,9 @@ type World struct {
 	done   []chan error
 }
 
-// NewWorld starts registry and broker on free ports. Close ends them.
-func NewWorld(ctx context.Context, dir, pspDir string) (*World, error) {
+// NewWorld starts registry and broker on free ports. Close ends them. wrap, if not nil, goes between the registry and
+// whoever asks it: a test's hostile network.
+func NewWorld(ctx context.Context, dir, pspDir string, wrap func(http.Handler) http.Handler) (*World, error) {
 	w := &World{Dir: dir}
 	if err := os.MkdirAll(filepath.Join(w.kbsDir(), "keys"), 0o700); err != nil {
 		return nil, err
@@ -81,7 +82,11 @@ func NewWorld(ctx context.Context, dir, pspDir string) (*World, error) {
 		return nil, err
 	}
 	ctx, w.cancel = context.WithCancel(ctx)
-	port, err := w.serve(ctx, registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	images := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	if wrap != nil {
+		images = wrap(images)
+	}
+	port, err := w.serve(ctx, images)
 	if err != nil {
 		return nil, err
 	}
@@ -192,8 +197,8 @@ func PythonImage(ctx context.Context, cache string, script []byte, say func(stri
 	return configure(img, c)
 }
 
-// FileImage is an image of one layer with the given files: how a dataset travels.
-func FileImage(files map[string]string) (v1.Image, error) {
+// Image is an image of one layer with the given files, which is also how a dataset travels.
+func Image(files map[string]string, c v1.Config) (v1.Image, error) {
 	l, err := Layer(files)
 	if err != nil {
 		return nil, err
@@ -202,7 +207,7 @@ func FileImage(files map[string]string) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return configure(img, v1.Config{})
+	return configure(img, c)
 }
 
 // Inputs are the demo's two images: linear regression in Python, and a table of houses.
@@ -210,7 +215,7 @@ func Inputs(ctx context.Context, cache string, say func(string, ...any)) (algo, 
 	if algo, err = PythonImage(ctx, cache, algorithm, say); err != nil {
 		return nil, nil, fmt.Errorf("algorithm image: %w", err)
 	}
-	data, err = FileImage(map[string]string{"houses.csv": string(dataset)})
+	data, err = Image(map[string]string{"houses.csv": string(dataset)}, v1.Config{})
 	return algo, data, err
 }
 

@@ -18,10 +18,12 @@ import (
 	"strings"
 
 	"github.com/ampoule-vm/ampoule/image"
+	"github.com/google/go-containerregistry/pkg/compression"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // A python is an OCI image with the interpreter of Debian's packages, made without Docker and without root: one
@@ -87,7 +89,7 @@ func (p python) image(ctx context.Context) (v1.Image, string, error) {
 }
 
 // layoutVersion enters the cache key: it changes when the code below writes other bytes from the same packages.
-const layoutVersion = "1"
+const layoutVersion = "2"
 
 func (p python) build(ctx context.Context, layers [][]string, interpreter string) (v1.Image, error) {
 	var all []v1.Layer
@@ -130,7 +132,7 @@ func configure(img v1.Image, c v1.Config) (v1.Image, error) {
 	return mutate.ConfigFile(img, cf)
 }
 
-// Layer is a gzipped layer with the given files, by path, world-readable and of no date.
+// Layer is a zstd layer with the given files, by path, world-readable and of no date.
 func Layer(files map[string]string) (v1.Layer, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -153,7 +155,9 @@ func Layer(files map[string]string) (v1.Layer, error) {
 }
 
 func layerOf(b []byte) (v1.Layer, error) {
-	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
+	// zstd unpacks twice as fast as gzip in the VM.
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil },
+		tarball.WithCompression(compression.ZStd), tarball.WithMediaType(types.OCILayerZStd))
 }
 
 // unwanted is what a run does not need: documentation, Python's own tests, its build files and its editor.
