@@ -18,8 +18,6 @@ const (
 	annotationKeys = "org.opencontainers.image.enc.keys.provider.attestation-agent"
 	annotationOpts = "org.opencontainers.image.enc.pubopts"
 
-	annotationPrefix = "org.opencontainers.image.enc."
-
 	layerCipher = "AES_256_CTR_HMAC_SHA256"
 	wrapGCM     = "A256GCM"
 	wrapCTR     = "A256CTR"

@@ -146,7 +146,7 @@ func (t *tree) put(h *tar.Header, r io.Reader) error {
 		if err := t.remove(full); err != nil {
 			return err
 		}
-		if parent, at, err = t.parent(dir); err != nil {
+		if parent, _, err = t.parent(dir); err != nil {
 			return err
 		}
 		exists = false

@@ -13,6 +13,10 @@ import (
 	kernelconfig "github.com/ampoule-vm/ampoule/kernel-config"
 )
 
+// ErrNotServed says that the archive no longer has the pinned source of the kernel, without which there is no production
+// kernel.
+var ErrNotServed = errors.New("the archive no longer serves")
+
 // An archive serves source packages. Debian's is apt.
 type archive interface {
 	// versions lists what is served, newest first. An archive that knows no such package returns none.
@@ -79,9 +83,9 @@ func (s sources) find(ctx context.Context, simulation bool) (source, error) {
 		}
 	}
 	if !simulation {
-		return source{}, fmt.Errorf("the archive no longer serves %s %s, which a production kernel is built from: run "+
+		return source{}, fmt.Errorf("%w %s %s, which a production kernel is built from: run "+
 			"`apt-get update` in case the lists are old, or set KERNEL_SOURCE= to the path of its %s (sha256 %s)",
-			s.pin.Package, s.pin.Version, s.pin.File, s.pin.SHA256)
+			ErrNotServed, s.pin.Package, s.pin.Version, s.pin.File, s.pin.SHA256)
 	}
 	newest := served[0]
 	fmt.Fprintf(s.progress, "kernel: the archive no longer serves %s %s; taking %s, unpinned\n", s.pin.Package, s.pin.Version, newest)

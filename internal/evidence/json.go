@@ -148,7 +148,7 @@ func snpToJSON(e Evidence) (json.RawMessage, error) {
 		}
 		return j
 	}
-	fw := func(f Firmware) firmwareJSON { return firmwareJSON{f.Major, f.Minor, f.Build} }
+	fw := func(f Firmware) firmwareJSON { return firmwareJSON(f) }
 	j := snpJSON{Report: reportJSON{
 		Version: r.Version, GuestSVN: r.GuestSVN, Policy: r.Policy, FamilyID: r.FamilyID[:], ImageID: r.ImageID[:],
 		VMPL: r.VMPL, SigAlgo: r.SigAlgo, CurrentTCB: tcb(r.CurrentTCB), PlatInfo: r.PlatInfo, KeyInfo: r.KeyInfo,

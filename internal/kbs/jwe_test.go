@@ -116,6 +116,7 @@ func TestKeyPairIsZeroed(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.zero()
+	//lint:ignore SA1019 the words themselves are what is looked at
 	for _, w := range k.priv.D.Bits() {
 		if w != 0 {
 			t.Error("the scalar is still there")

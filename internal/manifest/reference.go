@@ -129,7 +129,7 @@ func checkKeyPath(s string) error {
 		ok = ok && word(p, alnum+"-_.", "") && p[0] != '.'
 	}
 	if !ok {
-		return fmt.Errorf("%.200q: want repository/type/tag of letters, digits and - _ .", s)
+		return fmt.Errorf("%.200q: want repository/type/tag, each of letters, digits, dots, - and _", s)
 	}
 	return nil
 }

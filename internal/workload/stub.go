@@ -113,7 +113,7 @@ func explain(path string, err error) error {
 	case errors.Is(err, unix.ENOENT) && missing == nil:
 		return fmt.Errorf("%w: the file is there; the interpreter that it names (after #!, or its dynamic loader) is not", err)
 	case errors.Is(err, unix.ENOEXEC):
-		return fmt.Errorf("%w: neither a program for this machine nor a script that begins with #!", err)
+		return fmt.Errorf("%w: neither a program for this machine nor a script with #! at its start", err)
 	}
 	return err
 }
