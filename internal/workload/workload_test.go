@@ -465,7 +465,7 @@ func TestProgramsThatCannotBeStarted(t *testing.T) {
 		{"no PATH", func(_ *testing.T, s *Spec) { s.Args = []string{"such"} }, "the environment has no PATH"},
 		{"no arguments", func(_ *testing.T, s *Spec) { s.Args = nil }, "args is empty"},
 		{"a script without its interpreter", func(t *testing.T, s *Spec) { script(t, s, "#!/usr/bin/python3\n") }, "interpreter"},
-		{"neither program nor script", func(t *testing.T, s *Spec) { script(t, s, "hello\n") }, "begins with #!"},
+		{"neither program nor script", func(t *testing.T, s *Spec) { script(t, s, "hello\n") }, "with #! at its start"},
 		{"a file that is not executable", func(t *testing.T, s *Spec) { script(t, s, "#!/probe\n"); os.Chmod(filepath.Join(s.Root, "x"), 0o644) }, "permission denied"},
 		{"a file as working directory", func(_ *testing.T, s *Spec) { s.Cwd = "/probe" }, "working directory"},
 	} {
