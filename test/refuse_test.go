@@ -27,7 +27,7 @@ func TestChangedCommandLine(t *testing.T) {
 		t.Fatalf("nothing to change in %q", r.accepted)
 	}
 	r.run()
-	r.ends("attest", result.Denied)
+	r.ends("attest", result.Denied, 3)
 	r.notRun()
 	if said := r.brokerSaid(); !strings.Contains(said, r.report.Measurement.String()) {
 		t.Errorf("the broker's log does not name the measurement that it refused:\n%s", said)
@@ -43,7 +43,7 @@ func TestChangedManifest(t *testing.T) {
 	r.bound = r.manifest
 	r.manifest = bytes.Replace(r.manifest, []byte("ran"), []byte("say"), 1)
 	r.run()
-	r.ends("bind", result.NotBound)
+	r.ends("bind", result.NotBound, 3)
 	r.notRun()
 	if r.report.ResultPath != "" {
 		t.Error("something was sealed to recipients whom an unbound manifest names")
@@ -68,7 +68,7 @@ func TestFlippedBit(t *testing.T) {
 	if !flipped.Load() {
 		t.Fatal("no bit was flipped")
 	}
-	r.ends("pull", result.BadImage)
+	r.ends("pull", result.BadImage, 1)
 	r.notRun()
 }
 
@@ -96,7 +96,7 @@ func TestWrongKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.run()
-	r.ends("pull", result.BadImage)
+	r.ends("pull", result.BadImage, 1)
 	r.notRun()
 }
 
@@ -106,7 +106,7 @@ func TestPlainImage(t *testing.T) {
 	r.job.Dataset = r.publish("plain", "", r.fileImage(map[string]string{"numbers.csv": "4\n"}), false)
 	r.manifest = r.world.Manifest(r.job)
 	r.run()
-	r.ends("resolve", result.BadImage)
+	r.ends("resolve", result.BadImage, 1)
 	r.notRun()
 	if said := r.brokerSaid(); said != "" {
 		t.Errorf("the broker was asked:\n%s", said)
@@ -121,7 +121,7 @@ func TestBrokerDown(t *testing.T) {
 	r.world.Broker = guestURL(l)
 	r.manifest = r.world.Manifest(r.job)
 	r.run()
-	r.ends("attest", result.Denied)
+	r.ends("attest", result.Denied, 3)
 	r.notRun()
 }
 
@@ -144,7 +144,7 @@ func TestBrokerSilent(t *testing.T) {
 	r.cfg.Cmdline += " ampoule.deadline=30s"
 	r.accepted = r.cfg.Cmdline
 	r.run()
-	r.ends("attest", result.Deadline)
+	r.ends("attest", result.Deadline, 1)
 	r.notRun()
 }
 
@@ -172,16 +172,16 @@ func TestCommandLineKeys(t *testing.T) {
 			r.cfg.Cmdline += extra
 			r.accepted = r.cfg.Cmdline
 			r.run()
-			r.endsUnparsed("mount", result.BadManifest)
+			r.endsUnparsed("mount", result.BadManifest, 1)
 			r.notRun()
 		})
 	}
 }
 
 // endsUnparsed is ends for a run that never learnt that it is a simulation, so that its lines do not say so.
-func (r *trial) endsUnparsed(step string, reason result.Reason) {
+func (r *trial) endsUnparsed(step string, reason result.Reason, exit int) {
 	r.Helper()
-	if o := r.report.Outcome; o == nil || o.Step != step || o.Reason != reason {
+	if o := r.report.Outcome; o == nil || o.Step != step || o.Reason != reason || o.ExitCode() != exit {
 		r.Errorf("outcome %+v, want %s in %s", o, reason, step)
 	}
 }
@@ -192,7 +192,7 @@ func TestPanic(t *testing.T) {
 	r := newTrial(t, nil, "ran")
 	r.cfg.Initrd, r.cfg.Cmdline, r.accepted = filepath.Join(dir, mkimage.InitramfsFile), info.Cmdline, info.Cmdline
 	r.run()
-	r.ends("resolve", result.Internal)
+	r.ends("resolve", result.Internal, 1)
 	r.notRun()
 	if log := r.ownersLog(); !strings.Contains(log, "SECRET-TEXT") {
 		t.Errorf("the owner's sealed log does not have the panic:\n%s", log)
@@ -207,7 +207,7 @@ func TestProductionWithoutTEE(t *testing.T) {
 	r.cfg.Kernel, r.cfg.Initrd = filepath.Join(dir, mkimage.KernelFile), filepath.Join(dir, mkimage.InitramfsFile)
 	r.cfg.Cmdline, r.accepted = info.Cmdline, info.Cmdline
 	r.run()
-	r.endsUnparsed("platform", result.NoTEE)
+	r.endsUnparsed("platform", result.NoTEE, 1)
 	r.notRun()
 }
 

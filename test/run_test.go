@@ -36,7 +36,7 @@ func TestRegression(t *testing.T) {
 	r.job = demo.Job{Algorithm: r.publish("fit", demo.AlgorithmKey, algo, true), Dataset: r.publish("houses", demo.DatasetKey, data, true)}
 	r.manifest = r.world.Manifest(r.job)
 	r.run()
-	r.ends("", result.OK)
+	r.ends("", result.OK, 0)
 
 	v := r.verified()
 	if !v.Proven || !v.Simulated || v.Statement.Predicate.Binding != result.BindLaunch {
@@ -102,7 +102,7 @@ func fit(t *testing.T, table []byte) [3]float64 {
 func TestResult(t *testing.T) {
 	r := newTrial(t, nil, "say=hello", "copy=numbers.csv", "random=8388608")
 	r.run()
-	r.ends("", result.OK)
+	r.ends("", result.OK, 0)
 	r.verified()
 	dir := r.open()
 	if sum := fmt.Sprintf("%x", sha256.Sum256([]byte(r.read(filepath.Join(dir, "results/random"))))); sum != r.read(filepath.Join(dir, "results/random.sha256")) {
@@ -119,7 +119,7 @@ func TestResult(t *testing.T) {
 func TestSandbox(t *testing.T) {
 	r := newTrial(t, nil, "look")
 	r.run()
-	r.ends("", result.OK)
+	r.ends("", result.OK, 0)
 	var seen map[string]string
 	if err := json.Unmarshal([]byte(r.read(filepath.Join(r.open(), "results/look.json"))), &seen); err != nil {
 		t.Fatal(err)
@@ -149,7 +149,7 @@ func TestSandbox(t *testing.T) {
 func TestExitStatus(t *testing.T) {
 	r := newTrial(t, nil, "ran", "exit=7")
 	r.run()
-	r.ends("execute", result.Workload)
+	r.ends("execute", result.Workload, 4)
 	if e := r.report.Outcome.Exit; e == nil || *e != 7 {
 		t.Errorf("outcome has exit %v, want 7", e)
 	}
@@ -165,7 +165,7 @@ func TestHangingWorkload(t *testing.T) {
 	r.job.Deadline = "3s"
 	r.manifest = r.world.Manifest(r.job)
 	r.run()
-	r.ends("execute", result.Deadline)
+	r.ends("execute", result.Deadline, 4)
 	if !r.verified().Statement.Predicate.Workload.Deadline {
 		t.Error("the receipt does not say that the deadline ended the workload")
 	}
@@ -178,7 +178,7 @@ func TestMemoryLimit(t *testing.T) {
 	r.job.MemoryBytes = 64 << 20
 	r.manifest = r.world.Manifest(r.job)
 	r.run()
-	r.ends("execute", result.Workload)
+	r.ends("execute", result.Workload, 4)
 	if !r.verified().Statement.Predicate.Workload.OOM {
 		t.Error("the receipt does not say that memory ran out")
 	}
@@ -197,7 +197,7 @@ func TestCocosManifest(t *testing.T) {
   "kbs_url": %q
 }`, algorithm+":latest", demo.AlgorithmKey, dataset+":latest", demo.DatasetKey, r.world.Broker)
 	r.run()
-	r.ends("", result.OK)
+	r.ends("", result.OK, 0)
 	if filepath.Base(r.report.ResultPath) != qemu.PlainFile {
 		t.Errorf("the result is %s, want %s: nobody to seal to", r.report.ResultPath, qemu.PlainFile)
 	}
@@ -228,7 +228,7 @@ func TestPinned(t *testing.T) {
 	r.cfg.Cmdline = mkimage.Cmdline(o.Profile, o, "")
 	r.accepted = r.cfg.Cmdline
 	r.run()
-	r.ends("", result.OK)
+	r.ends("", result.OK, 0)
 	if b := r.verified().Statement.Predicate.Binding; b != result.BindPinned {
 		t.Errorf("the receipt says binding %q, want %q", b, result.BindPinned)
 	}

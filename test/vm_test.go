@@ -176,8 +176,8 @@ func (r *trial) run() {
 	r.report = report
 }
 
-// ends asserts how the run ended, and that the console told nothing but steps and reasons.
-func (r *trial) ends(step string, reason result.Reason) {
+// ends asserts how the run ended, by which exit code of ampoule run, and that the console told nothing but steps and reasons.
+func (r *trial) ends(step string, reason result.Reason, exit int) {
 	r.Helper()
 	console, err := os.ReadFile(r.report.ConsolePath)
 	if err != nil {
@@ -189,6 +189,9 @@ func (r *trial) ends(step string, reason result.Reason) {
 	}
 	if o.Step != step || o.Reason != reason {
 		r.Errorf("outcome %s in step %q, want %s in %q; the owner's log:\n%s", o.Reason, o.Step, reason, step, r.ownersLog())
+	}
+	if got := o.ExitCode(); got != exit {
+		r.Errorf("ampoule run would exit with %d, want %d", got, exit)
 	}
 	if r.report.End != qemu.PoweredOff {
 		r.Errorf("the VM ended as %q, want %q", r.report.End, qemu.PoweredOff)

@@ -132,10 +132,6 @@ func outcomeError(r *qemu.Report) error {
 	if o.Reason == result.OK {
 		return nil
 	}
-	code := o.Reason.ExitCode()
-	if o.Reason == result.Deadline && o.Step == "execute" {
-		code = result.Workload.ExitCode() // it was the workload that ran out of time
-	}
 	text := fmt.Sprintf("the run ended with %s in step %s", o.Reason, o.Step)
 	if o.Exit != nil && o.Reason == result.Workload {
 		text = fmt.Sprintf("the workload exited with status %d", *o.Exit)
@@ -143,5 +139,5 @@ func outcomeError(r *qemu.Report) error {
 	if r.ResultPath != "" {
 		text += "; the owner's log is in " + r.ResultPath + " (ampoule open)"
 	}
-	return &exitError{code, errors.New(text)}
+	return &exitError{o.ExitCode(), errors.New(text)}
 }

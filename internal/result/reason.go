@@ -24,6 +24,15 @@ const (
 // Reasons lists every Reason that may appear on the console or in an event.
 var Reasons = []Reason{OK, Internal, NoTEE, Unreachable, BadManifest, NotBound, BadImage, Denied, Workload, Undelivered, Deadline}
 
+// ExitCode is the exit status of `ampoule run` for a run with outcome e. It is that of the reason, but for a workload that
+// ran out of its own time: it has failed as a workload.
+func (e Event) ExitCode() int {
+	if e.Reason == Deadline && e.Step == "execute" {
+		return Workload.ExitCode()
+	}
+	return e.Reason.ExitCode()
+}
+
 // ExitCode is the exit status of `ampoule run` for a run that ended with r: 0 ok, 1 failure, 3 evidence or policy
 // refused, 4 workload failed. Usage errors (2) and a VM that never reported (5) have no reason.
 func (r Reason) ExitCode() int {

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/mkimage"
+)
+
+// never is what PID 1 does not link: each is weight, a parser, or a way in that it has no use for.
+var never = []string{
+	"testing", "text/template", "html/template", "encoding/gob", "expvar", "net/http/httptest", "net/http/pprof", "net/rpc", "plugin",
+	"google.golang.org/protobuf", "google.golang.org/grpc", "github.com/google/go-sev-guest", "github.com/google/go-tdx-guest",
+	"github.com/containers/ocicrypt", "github.com/u-root/u-root",
+	module + "/mkimage", module + "/qemu", module + "/cmd", module + "/test", module + "/kernel-config",
+	module + "/internal/verify", module + "/internal/measure", module + "/internal/psp", module + "/internal/demo", module + "/internal/kbs/kbsserver",
+}
+
+const module = "github.com/ampoule-vm/ampoule"
+
+// The budgets of PID 1.
+const (
+	maxInitSize = 10_000_000 // bytes, stripped
+	maxModules  = 45         // linked in, without our own
+)
+
+type pkg struct {
+	ImportPath string
+	Imports    []string
+	Standard   bool
+}
+
+// packages lists what args name and, with -deps among them, all below.
+func packages(t *testing.T, args ...string) map[string]pkg {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Standard", "-tags", "nethttpomithttp2"}, args...)...)
+	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
+	out, err := cmd.Output()
+	if err != nil {
+		if e, ok := errors.AsType[*exec.ExitError](err); ok {
+			t.Fatalf("go list: %v\n%s", err, e.Stderr)
+		}
+		t.Fatal(err)
+	}
+	all := map[string]pkg{}
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all[p.ImportPath] = p
+	}
+}
+
+func below(path, root string) bool { return path == root || strings.HasPrefix(path, root+"/") }
+
+// TestDependencies names the chain of imports that brought in what PID 1 must not have.
+func TestDependencies(t *testing.T) {
+	all := packages(t, "-deps", ".")
+	for path := range all {
+		for _, bad := range never {
+			if below(path, bad) {
+				t.Errorf("PID 1 links %s: %s", path, strings.Join(chain(all, module+"/init", path), " → "))
+			}
+		}
+	}
+	if len(all) < 100 {
+		t.Errorf("go list found %d packages, which cannot be all", len(all))
+	}
+}
+
+// chain is a shortest path of imports.
+func chain(all map[string]pkg, from, to string) []string {
+	paths := [][]string{{from}}
+	seen := map[string]bool{from: true}
+	for len(paths) > 0 {
+		p := paths[0]
+		paths = paths[1:]
+		last := p[len(p)-1]
+		if last == to {
+			return p
+		}
+		for _, next := range all[last].Imports {
+			if !seen[next] {
+				seen[next] = true
+				paths = append(paths, append(append([]string{}, p...), next))
+			}
+		}
+	}
+	return nil
+}
+
+// TestBudget builds /init as an image has it.
+func TestBudget(t *testing.T) {
+	_, info, err := mkimage.Initramfs(t.Context(), mkimage.Options{Profile: cmdline.Production, SourceDir: ".."})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("/init has %d bytes and %d modules", info.Size, info.Modules)
+	if info.Size > maxInitSize {
+		t.Errorf("/init has %d bytes, over its budget of %d", info.Size, maxInitSize)
+	}
+	if info.Modules > maxModules {
+		t.Errorf("/init links %d modules, over its budget of %d", info.Modules, maxModules)
+	}
+}
+
+// arrows says which of our packages may import which. init, cmd/ampoule and test are roots: nothing imports them.
+// The guest's and the host's side meet in the leaves only: manifest, evidence, result, cmdline, image.
+var arrows = map[string]string{
+	"internal/cmdline":       "",
+	"internal/evidence":      "",
+	"internal/manifest":      "",
+	"internal/result":        "",
+	"image":                  "",
+	"kernel-config":          "",
+	"internal/measure":       "internal/evidence",
+	"internal/tee":           "internal/evidence",
+	"internal/tee/configfs":  "internal/tee internal/evidence",
+	"internal/tee/fake":      "internal/tee internal/evidence",
+	"internal/guest":         "internal/cmdline",
+	"internal/source":        "internal/cmdline",
+	"internal/sink":          "internal/result",
+	"internal/workload":      "internal/guest",
+	"internal/kbs":           "internal/evidence internal/tee",
+	"internal/verify":        "internal/evidence internal/manifest internal/result", // a receipt is about these
+	"internal/kbs/kbsserver": "internal/verify internal/evidence internal/manifest",
+	"internal/psp":           "internal/evidence internal/measure",
+	"mkimage":                "kernel-config internal/cmdline internal/evidence internal/manifest internal/measure",
+	"qemu":                   "qemu/vhostvsock internal/cmdline internal/evidence internal/manifest internal/measure internal/psp internal/result",
+	"qemu/vhostvsock":        "",
+	"internal/demo":          "image internal/evidence internal/kbs/kbsserver internal/manifest internal/psp internal/verify",
+	"test/probe":             "",
+	"init": "image internal/cmdline internal/evidence internal/guest internal/kbs internal/manifest internal/result internal/sink internal/source " +
+		"internal/tee internal/tee/configfs internal/workload",
+	"cmd/ampoule": "image mkimage qemu internal/cmdline internal/demo internal/evidence internal/kbs/kbsserver internal/manifest internal/psp internal/result internal/verify",
+}
+
+func TestArrows(t *testing.T) {
+	all := packages(t, "../...")
+	for path, p := range all {
+		name := strings.TrimPrefix(path, module+"/")
+		if name == "test" {
+			continue // has only tests
+		}
+		allowed, known := arrows[name]
+		if !known {
+			t.Errorf("package %s has no arrows: say in this table what it may import", name)
+		}
+		for _, imported := range p.Imports {
+			short, ours := strings.CutPrefix(imported, module+"/")
+			if ours && !strings.Contains(" "+allowed+" ", " "+short+" ") {
+				t.Errorf("%s imports %s: there is no such arrow", name, short)
+			}
+		}
+	}
+	for name := range arrows {
+		if _, ok := all[module+"/"+name]; !ok {
+			t.Errorf("the table has %s, and there is no such package", name)
+		}
+	}
+}
