@@ -83,7 +83,7 @@ func TestBreakEveryStep(t *testing.T) {
 				if strings.Contains(console.String(), secret) {
 					t.Errorf("the console has the error's text:\n%s", console)
 				}
-				if end := fmt.Sprintf("outcome %s %s\n", want, s.name); !strings.HasSuffix(console.String(), end) {
+				if end := fmt.Sprintf("outcome %s in %s\n", want, s.name); !strings.HasSuffix(console.String(), end) {
 					t.Errorf("the console does not end in %q:\n%s", end, console)
 				}
 				if peer.result != nil || peer.receipt != nil {

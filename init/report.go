@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
@@ -116,7 +117,11 @@ func (r *run) report(outcome result.Event) {
 		}
 	}
 	r.emit(outcome)
-	fmt.Fprintf(r.console, "%s outcome %s %s\n", r.banner(), outcome.Reason, outcome.Step)
+	in := ""
+	if outcome.Step != "" {
+		in = " in " + outcome.Step
+	}
+	fmt.Fprintf(r.console, "%s outcome %s%s\n", r.banner(), outcome.Reason, in)
 	r.peer.Close(ctx) // an outcome that the host does not take is the host's loss
 }
 
@@ -128,6 +133,15 @@ type parcel struct {
 
 // sealed says whether results are encrypted; parsing refused a manifest without recipients where that is not permitted.
 func (r *run) sealed() bool { return len(r.doc.Results.Recipients) > 0 }
+
+// peakMemory is the most memory that PID 1 itself has held, KiB: code and heap, not what lies in its file systems.
+func peakMemory() int64 {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0 // cannot be, with these arguments
+	}
+	return u.Maxrss
+}
 
 // pack writes logs, timeline and, if asked, results to path, sealed to the manifest's recipients. It returns the
 // SHA-256 of the file.

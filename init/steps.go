@@ -201,6 +201,7 @@ func (r *run) execute(ctx context.Context) error {
 
 func (r *run) seal(ctx context.Context) (err error) {
 	p := &parcel{path: filepath.Join(r.dir, "result")}
+	r.private.Info("memory", "peak_kib", peakMemory()) // ampoule bench reads it
 	digest, err := r.pack(p.path, true)
 	if err != nil {
 		return err

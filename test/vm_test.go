@@ -205,7 +205,7 @@ func (r *trial) ends(step string, reason result.Reason, exit int) {
 
 var (
 	escapes     = regexp.MustCompile(`\x1b(\[[0-9;=?]*[A-Za-z]|c)`)
-	consoleLine = regexp.MustCompile(`^(ampoule SIMULATION +\d+/12 [a-z]+ +(ok|failed [a-z-]+) \d+ ms|ampoule SIMULATION outcome [a-z-]+ ?[a-z]*|\[ +\d+\.\d+\] reboot: Power down|SeaBIOS .*|Booting from ROM.*|iPXE .*|Press Ctrl-B.*)$`)
+	consoleLine = regexp.MustCompile(`^(ampoule SIMULATION +\d+/12 [a-z]+ +(ok|failed [a-z-]+) \d+ ms|ampoule SIMULATION outcome [a-z-]+( in [a-z]+)?|\[ +\d+\.\d+\] reboot: Power down|SeaBIOS .*|Booting from ROM.*|iPXE .*|Press Ctrl-B.*)$`)
 )
 
 // notRun asserts that the workload did not start, which two independent witnesses say.
