@@ -30,7 +30,7 @@ lint:
 
 bench: setup
 	go run ./cmd/ampoule bench
-	go test -run '^$$' -bench . -benchtime 3x ./image ./qemu/...
+	go test -run '^$$' -bench 'Unpack|OcicryptBlockCipher' -benchtime 3x ./image
 
 fuzz:
 	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r d; do \

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
@@ -36,6 +37,9 @@ func demoVerb(ctx context.Context, args []string, std stdio) error {
 	if err := parse(fs, args, 0); err != nil {
 		return err
 	}
+	if err := haveFirmware(ovmf); err != nil {
+		return err
+	}
 	d, err := newDemo(ctx, *out, *source, std)
 	if err != nil {
 		return err
@@ -61,6 +65,7 @@ type demoRun struct {
 	world    *demo.World
 	psp      string
 	manifest []byte
+	images   []string // references by digest, as the VM has them
 }
 
 func newDemo(ctx context.Context, out, source string, std stdio) (*demoRun, error) {
@@ -71,7 +76,6 @@ func newDemo(ctx context.Context, out, source string, std stdio) (*demoRun, erro
 	if err != nil {
 		return nil, err
 	}
-	cache = filepath.Join(cache, "ampoule")
 	d := &demoRun{image: filepath.Join(out, "image"), psp: defaultPSP()}
 	std.say("1. Build the simulation image")
 	d.info, err = mkimage.Build(ctx, mkimage.Options{
@@ -86,17 +90,26 @@ func newDemo(ctx context.Context, out, source string, std stdio) (*demoRun, erro
 		return nil, err
 	}
 	std.say("3. Encrypt the algorithm and the dataset, each under its own key")
+	if err := d.publish(ctx, out, filepath.Join(cache, "ampoule"), std); err != nil {
+		return nil, errors.Join(err, d.world.Close())
+	}
+	return d, nil
+}
+
+// publish puts both images into the registry, and what a person needs to look at the run into out.
+func (d *demoRun) publish(ctx context.Context, out, cache string, std stdio) error {
 	algo, data, err := demo.Inputs(ctx, cache, std.say)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var job demo.Job
 	if job.Algorithm, err = d.world.Publish(ctx, algo, "linear-regression", demo.AlgorithmKey); err != nil {
-		return nil, err
+		return err
 	}
 	if job.Dataset, err = d.world.Publish(ctx, data, "houses", demo.DatasetKey); err != nil {
-		return nil, err
+		return err
 	}
+	d.images = []string{job.Algorithm, job.Dataset}
 	d.manifest = d.world.Manifest(job)
 	files := map[string][]byte{
 		"manifest.json": d.manifest,
@@ -105,10 +118,10 @@ func newDemo(ctx context.Context, out, source string, std stdio) (*demoRun, erro
 	}
 	for name, b := range files {
 		if err := os.WriteFile(filepath.Join(out, name), b, 0o600); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return d, nil
+	return nil
 }
 
 // run boots the image once with the demo's manifest; the broker allows just that.
@@ -176,17 +189,14 @@ func timeline(r *qemu.Report) string {
 	text := ""
 	const width = 48
 	for _, e := range steps {
-		from := int((e.Time - e.Micros) * width / max(total, 1))
-		n := max(1, int(e.Micros*width/max(total, 1)))
-		bar := make([]byte, width+1)
-		for i := range bar {
-			bar[i] = ' '
-			if i >= from && i < from+n {
-				bar[i] = '#'
-			}
-		}
-		text += fmt.Sprintf("%-9s %8.3f s |%s|\n", e.Step, float64(e.Micros)/1e6, bar)
+		from := min(width-1, max(0, int((e.Time-e.Micros)*width/max(total, 1)))) // the numbers are the guest's
+		n := min(width-from, max(1, int(e.Micros*width/max(total, 1))))
+		bar := strings.Repeat(" ", from) + strings.Repeat("#", n)
+		text += fmt.Sprintf("%-9s %8.3f s |%-*s|\n", e.Step, float64(e.Micros)/1e6, width, bar)
 	}
-	return text + fmt.Sprintf("QEMU start to first event %.1f s, to its exit %.1f s (%s)\n",
-		r.FirstEvent.Sub(r.QEMUStart).Seconds(), r.Exited.Sub(r.QEMUStart).Seconds(), r.Accel)
+	text += "QEMU start to "
+	if !r.FirstEvent.IsZero() {
+		text += fmt.Sprintf("first event %.1f s, to ", r.FirstEvent.Sub(r.QEMUStart).Seconds())
+	}
+	return text + fmt.Sprintf("its exit %.1f s (%s)\n", r.Exited.Sub(r.QEMUStart).Seconds(), r.Accel)
 }

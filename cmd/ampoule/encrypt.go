@@ -8,16 +8,19 @@ import (
 	"path/filepath"
 	"strings"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/ampoule-vm/ampoule/image"
 )
 
 const encryptHelp = `
-usage: ampoule encrypt --keys DIR --key REPO/TYPE/TAG [--http] SRC DST
+usage: ampoule encrypt --keys DIR --key REPO/TYPE/TAG [--http] [--json] SRC DST
 
 Encrypts every layer of an OCI image under a key at the broker, as skopeo with CoCo's key provider does.
 SRC is an OCI layout folder, a file from docker save, or docker://HOST/REPO…; DST is a new OCI layout folder or
 docker://HOST/REPO[:TAG]. The key is DIR/REPO/TYPE/TAG, 32 raw bytes, made if it is not there: the folder that
-ampoule kbs serves has it under keys/. Prints the reference by digest that a manifest should name.
+ampoule kbs serves has it under keys/. Prints the reference by digest that a manifest should name; for a layout,
+the digest.
 
 Examples:
   ampoule encrypt --keys broker/keys --key default/key/algo-key ./layout docker://registry.example/algo
@@ -28,6 +31,7 @@ func encryptVerb(ctx context.Context, args []string, std stdio) error {
 	dir := fs.String("keys", "", "folder of keys")
 	path := fs.String("key", "", "key's path at the broker: REPO/TYPE/TAG")
 	http := fs.Bool("http", false, "registries may be spoken to over plain http")
+	asJSON := fs.Bool("json", false, "print the reference and the key's path as JSON")
 	if err := parse(fs, args, 2); err != nil {
 		return err
 	}
@@ -35,7 +39,7 @@ func encryptVerb(ctx context.Context, args []string, std stdio) error {
 		return err
 	}
 	if p, err := image.KeyPath("kbs:///" + *path); err != nil || p != *path {
-		return usagef("--key %q: want REPO/TYPE/TAG", *path)
+		return usagef("--key %q: want REPO/TYPE/TAG, such as default/key/algo-key", *path)
 	}
 	o := image.Options{PlainHTTP: *http}
 	src, err := image.Load(ctx, fs.Arg(0), o)
@@ -51,21 +55,21 @@ func encryptVerb(ctx context.Context, args []string, std stdio) error {
 	if err != nil {
 		return err
 	}
-	dst := fs.Arg(1)
-	if strings.HasPrefix(dst, "docker://") {
-		pinned, err := image.Push(ctx, sealed, dst, o)
-		if err == nil {
-			fmt.Fprintln(std.out, pinned)
-		}
+	var ref string
+	if dst := fs.Arg(1); strings.HasPrefix(dst, "docker://") {
+		ref, err = image.Push(ctx, sealed, dst, o)
+	} else if err = image.Save(sealed, dst); err == nil {
+		var digest v1.Hash
+		digest, err = sealed.Digest()
+		ref = digest.String()
+	}
+	if err != nil {
 		return err
 	}
-	if err := image.Save(sealed, dst); err != nil {
-		return err
+	if *asJSON {
+		return std.json(map[string]string{"reference": ref, "kbs_resource_path": *path})
 	}
-	digest, err := sealed.Digest()
-	if err == nil {
-		fmt.Fprintln(std.out, digest)
-	}
+	_, err = fmt.Fprintln(std.out, ref)
 	return err
 }
 
@@ -74,7 +78,7 @@ func keyFile(file string) ([]byte, error) {
 	key, err := os.ReadFile(file)
 	switch {
 	case err == nil && len(key) != 32:
-		return nil, fmt.Errorf("%s: %d bytes; a key is 32 raw bytes", file, len(key))
+		return nil, fmt.Errorf("%s: holds %d bytes and a key is 32 raw bytes; name another key, or move the file away to have one made", file, len(key))
 	case !errors.Is(err, os.ErrNotExist):
 		return key, err
 	}

@@ -58,7 +58,7 @@ func kbsVerb(ctx context.Context, args []string, std stdio) error {
 	}
 	l, err := net.Listen("tcp", *listen)
 	if err != nil {
-		return err
+		return fmt.Errorf("--listen %s: %w", *listen, err)
 	}
 	std.say("kbs: serving %s on http://%s", *dir, l.Addr())
 	return s.Serve(ctx, l)

@@ -109,24 +109,33 @@ func dispatch(ctx context.Context, args []string, std stdio) int {
 // flags makes the flag set of a verb. text is its hand-written help, printed before the flags.
 func flags(name, text string, std stdio) *flag.FlagSet {
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
-	fs.SetOutput(std.err)
+	fs.SetOutput(io.Discard) // parse says what is wrong, once
 	fs.Usage = func() {
 		fmt.Fprintf(std.err, "%s\n\nFlags:\n", strings.TrimSpace(text))
-		fs.PrintDefaults()
+		fs.VisitAll(func(f *flag.Flag) {
+			fmt.Fprintf(std.err, "  --%-16s %s", f.Name, f.Usage)
+			if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0s" {
+				fmt.Fprintf(std.err, " (%s)", f.DefValue)
+			}
+			fmt.Fprintln(std.err)
+		})
 	}
 	return fs
 }
 
 // parse reads the flags and checks how many words are left.
 func parse(fs *flag.FlagSet, args []string, words int) error {
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return err
-		}
-		return &exitError{2, err}
+	help := fs.Usage
+	fs.Usage = func() {}
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		help()
+		return err
+	case err != nil:
+		return usagef("%v; ampoule %s -h explains it", err, fs.Name())
 	}
 	if fs.NArg() != words {
-		return usagef("%s takes %d arguments besides its flags, not %d: %q", fs.Name(), words, fs.NArg(), fs.Args())
+		return usagef("%d arguments after the flags, want %d: %q; ampoule %s -h explains it", fs.NArg(), words, fs.Args(), fs.Name())
 	}
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
@@ -23,14 +25,19 @@ Examples:
   ampoule manifest pin --allow http job.json > pinned.json
   ampoule manifest digest --json pinned.json`
 
-func manifestVerb(_ context.Context, args []string, std stdio) error {
+func manifestVerb(ctx context.Context, args []string, std stdio) error {
 	fs := flags("manifest", manifestHelp, std)
 	allow := fs.String("allow", "", "what the image permits: tag,http")
 	asJSON := fs.Bool("json", false, "print facts as JSON")
 	out := fs.String("out", "", "file to write instead of standard output (pin, initdata)")
-	if len(args) == 0 || args[0] == "-h" || args[0] == "--help" {
-		fs.Usage()
-		return usagef("manifest needs one of check, digest, initdata, pin")
+	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
+		if err := parse(fs, args, 0); err != nil {
+			return err
+		}
+		return usagef("manifest needs one of check, digest, initdata, pin; ampoule manifest -h explains them")
+	}
+	if !slices.Contains([]string{"check", "digest", "initdata", "pin"}, args[0]) {
+		return usagef("manifest %q: want check, digest, initdata or pin", args[0])
 	}
 	if err := parse(fs, args[1:], 1); err != nil {
 		return err
@@ -73,9 +80,9 @@ func manifestVerb(_ context.Context, args []string, std stdio) error {
 			return err
 		}
 		return std.write(*out, manifest.Wrap(raw))
-	case "pin":
+	default: // pin
 		pinned, err := manifest.Pin(raw, func(uri string) (string, error) {
-			img, err := image.Resolve(context.Background(), uri, image.Options{PlainHTTP: permitted.Has(cmdline.AllowHTTP)})
+			img, err := image.Resolve(ctx, uri, image.Options{PlainHTTP: permitted.Has(cmdline.AllowHTTP)})
 			if err != nil {
 				return "", err
 			}
@@ -86,7 +93,6 @@ func manifestVerb(_ context.Context, args []string, std stdio) error {
 		}
 		return std.write(*out, pinned)
 	}
-	return usagef("manifest %q: want check, digest, initdata or pin", args[0])
 }
 
 type digests struct {

@@ -50,11 +50,17 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 		return err
 	}
 	info, err := mkimage.Load(*image)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("--image %s: no image is there (%w); make one with ampoule build --profile simulation --net dhcp --out %s", *image, err, *image)
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("--image: %w", err)
 	}
 	if info.Profile != cmdline.Simulation {
 		return fmt.Errorf("--image %s: a %s image needs SEV-SNP hardware, which this version does not launch yet; build with --profile simulation", *image, info.Profile)
+	}
+	if err := haveFirmware(shape.Firmware); err != nil {
+		return err
 	}
 	raw, err := std.readFile(*file, manifest.MaxSize)
 	if err != nil {
@@ -98,6 +104,17 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	return outcomeError(report)
 }
 
+// haveFirmware refuses a missing image before anything that takes long.
+func haveFirmware(path string) error {
+	if path == "" {
+		return nil
+	}
+	if _, err := os.Stat(path); err != nil {
+		return fmt.Errorf("firmware: %w; on Debian apt install ovmf, or boot with the firmware that QEMU brings: ampoule run --firmware ''", err)
+	}
+	return nil
+}
+
 // imageConfig is how a simulation image is launched.
 func imageConfig(dir string, info *mkimage.Info, shape qemu.Shape) qemu.Config {
 	return qemu.Config{
@@ -132,12 +149,17 @@ func outcomeError(r *qemu.Report) error {
 	if o.Reason == result.OK {
 		return nil
 	}
-	text := fmt.Sprintf("the run ended with %s in step %s", o.Reason, o.Step)
+	text := fmt.Sprintf("the run ended with %s", o.Reason)
+	if o.Step != "" {
+		text += " in step " + o.Step
+	}
 	if o.Exit != nil && o.Reason == result.Workload {
 		text = fmt.Sprintf("the workload exited with status %d", *o.Exit)
 	}
 	if r.ResultPath != "" {
 		text += "; the owner's log is in " + r.ResultPath + " (ampoule open)"
+	} else {
+		text += "; it sent no log for the owner; its console is " + r.ConsolePath
 	}
 	return &exitError{o.ExitCode(), errors.New(text)}
 }

@@ -1,14 +1,18 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"filippo.io/age"
 
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/result"
@@ -44,7 +48,7 @@ func verifyVerb(_ context.Context, args []string, std stdio) error {
 		}
 		p, err := evidence.ParseMeasurement(m)
 		if err != nil {
-			return &exitError{2, err}
+			return usagef("--%v; want 96 hex digits", err)
 		}
 		want.Measurements = append(want.Measurements, p)
 	}
@@ -84,6 +88,9 @@ func verifyVerb(_ context.Context, args []string, std stdio) error {
 		} else {
 			fmt.Fprint(std.out, v.Text())
 		}
+	}
+	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown && *root == "" {
+		err = fmt.Errorf("%w; a receipt of a simulated TEE needs --test-root", err)
 	}
 	if err != nil {
 		return &exitError{3, err}
@@ -129,31 +136,58 @@ func openVerb(_ context.Context, args []string, std stdio) error {
 	return openResult(std, fs.Arg(0), *identity, *out)
 }
 
+// openResult reads the identity from its file; "" expects a result in clear.
 func openResult(std stdio, path, identity, out string) error {
+	if identity == "" {
+		return unsealTo(path, nil, out)
+	}
+	b, err := std.readFile(identity, 1<<20)
+	if err != nil {
+		return err
+	}
+	defer clear(b)
+	ids, err := result.ParseIdentities(b)
+	if err != nil {
+		return fmt.Errorf("--identity %s: %w", identity, err)
+	}
+	return unsealTo(path, ids, out)
+}
+
+// ageHeader begins every sealed result.
+const ageHeader = "age-encryption.org/"
+
+// unsealTo decrypts the result at path with the given identities and unpacks it to out. Whether it is sealed must be as
+// the caller expects; without identities that is in clear.
+func unsealTo(path string, ids []age.Identity, out string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	var r io.Reader = f
-	if identity != "" {
-		b, err := std.readFile(identity, 1<<20)
-		if err != nil {
-			return err
-		}
-		ids, err := result.ParseIdentities(b)
-		if err != nil {
-			return fmt.Errorf("--identity %s: %w", identity, err)
-		}
-		if r, err = result.Unseal(f, ids); err != nil {
+	b := bufio.NewReader(f)
+	head, _ := b.Peek(len(ageHeader)) // what cannot be read is in clear, and ExtractTar says why not
+	var r io.Reader = b
+	switch sealed := string(head) == ageHeader; {
+	case sealed && ids == nil:
+		return fmt.Errorf("%s is sealed: give the recipient's key with --identity FILE", path)
+	case !sealed && ids != nil:
+		return fmt.Errorf("%s is not sealed, so whoever ran the VM can read it: open it without --identity if that is expected", path)
+	case sealed:
+		if r, err = result.Unseal(b, ids); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return err
 	}
-	if err := os.Mkdir(out, 0o700); err != nil {
+	if err := os.Mkdir(out, 0o700); errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("--out %s: is there already; name a new folder", out)
+	} else if err != nil {
 		return fmt.Errorf("--out: %w", err)
 	}
-	return result.ExtractTar(r, out, maxResult)
+	if err := result.ExtractTar(r, out, maxResult); err != nil {
+		os.Remove(out) // stays when something could be unpacked
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
 }

@@ -5,10 +5,16 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"strings"
 )
 
+const versionHelp = `
+usage: ampoule version [--json]
+
+Prints the version, the revision it was built from where that is known, and the version of Go.`
+
 func versionVerb(_ context.Context, args []string, std stdio) error {
-	fs := flags("version", "usage: ampoule version [--json]", std)
+	fs := flags("version", versionHelp, std)
 	asJSON := fs.Bool("json", false, "print JSON")
 	if err := parse(fs, args, 0); err != nil {
 		return err
@@ -29,6 +35,6 @@ func versionVerb(_ context.Context, args []string, std stdio) error {
 	if *asJSON {
 		return std.json(v)
 	}
-	_, err := fmt.Fprintln(std.out, "ampoule", v.Version, v.Revision, v.Go)
+	_, err := fmt.Fprintln(std.out, strings.Join(strings.Fields("ampoule "+v.Version+" "+v.Revision+" "+v.Go), " "))
 	return err
 }
