@@ -19,7 +19,7 @@ Serves the keys in DIR/keys/REPO/TYPE/TAG to VMs whose evidence holds and whom D
 
   {"default/key/algo-key": {"measurements": ["<96 hex>"], "init_data": ["<64 hex: ampoule manifest digest>"]}}
 
-Evidence must be AMD's, or that of the simulated processor whose root --test-root names. Each decision is a line on
+Evidence must be AMD's; with --test-root it must be that of the simulated processor with this root, and AMD's is refused. Each decision is a line on
 standard error, with what was expected and what came. For development, tests and one machine: plain http, no
 administration over the network. Trustee is the broker for more than that.
 

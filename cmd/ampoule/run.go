@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/psp"
 	"github.com/ampoule-vm/ampoule/internal/result"
@@ -22,9 +23,12 @@ usage: ampoule run --image DIR --manifest FILE --out DIR [flags]
 Starts the image in a VM under QEMU, hands it the manifest (bound through HOST_DATA), follows it, and keeps
 result.tar.age, receipt.json, events.ndjson and console.log in --out. The registry and the key broker that the
 manifest names are reached over QEMU's user network, where this machine's loopback is 10.0.2.2.
+With --dry-run nothing starts: the launch measurement and the manifest's initdata digest, which are what a key
+broker's policy names, are printed.
 Simulation images get a simulated secure processor; --out/test-root.pem is its root, for ampoule verify and kbs.
 
 Examples:
+  ampoule run --image out/simulation --manifest job.json --out out/job --dry-run
   ampoule run --image out/simulation --manifest job.json --out out/job
   ampoule run --image out/simulation --manifest job.json --out out/job --firmware "" --json`
 
@@ -42,6 +46,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	fs.IntVar(&shape.MemoryMiB, "memory", 1024, "memory, MiB")
 	fs.StringVar(&shape.Firmware, "firmware", ovmf, "OVMF image; empty for the SeaBIOS that QEMU brings")
 	timeout := fs.Duration("timeout", time.Hour, "hard limit for the VM")
+	dry := fs.Bool("dry-run", false, "print what a policy has to allow, and start nothing")
 	asJSON := fs.Bool("json", false, "print the outcome as JSON")
 	if err := parse(fs, args, 0); err != nil {
 		return err
@@ -86,22 +91,40 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	if err := std.write(filepath.Join(*out, "test-root.pem"), chip.RootPEM()); err != nil {
 		return err
 	}
+	facts := runFacts{Initdata: fmt.Sprintf("%x", cfg.HostData)}
+	if facts.Measurement, err = cfg.Measurement(); err != nil {
+		return err
+	}
+	if *dry {
+		if *asJSON {
+			return std.json(facts)
+		}
+		_, err := fmt.Fprintf(std.out, "measurement     %s\ninitdata-sha256 %s\n", facts.Measurement, facts.Initdata)
+		return err
+	}
 	report, err := qemu.Run(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	if *asJSON {
-		if err := std.json(struct {
-			Outcome *result.Event `json:"outcome"`
-			Result  string        `json:"result,omitempty"`
-			Receipt string        `json:"receipt,omitempty"`
-			Console string        `json:"console"`
-			Command string        `json:"command"`
-		}{report.Outcome, report.ResultPath, report.ReceiptPath, report.ConsolePath, report.Command}); err != nil {
+		facts.Outcome, facts.Result, facts.Receipt = report.Outcome, report.ResultPath, report.ReceiptPath
+		facts.Console, facts.Command = report.ConsolePath, report.Command
+		if err := std.json(facts); err != nil {
 			return err
 		}
 	}
 	return outcomeError(report)
+}
+
+// runFacts is what run prints as JSON. A dry run has the first two alone.
+type runFacts struct {
+	Measurement evidence.Measurement `json:"measurement"`
+	Initdata    string               `json:"initdata_sha256"`
+	Outcome     *result.Event        `json:"outcome,omitempty"`
+	Result      string               `json:"result,omitempty"`
+	Receipt     string               `json:"receipt,omitempty"`
+	Console     string               `json:"console,omitempty"`
+	Command     string               `json:"command,omitempty"`
 }
 
 // haveFirmware refuses a missing image before anything that takes long.

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/measure"
+	"github.com/ampoule-vm/ampoule/mkimage"
+)
+
+// TestDryRun prints what a policy has to allow, and starts nothing: there is no QEMU to find.
+func TestDryRun(t *testing.T) {
+	t.Setenv("PATH", "")
+	dir := t.TempDir()
+	line := mkimage.Cmdline(cmdline.Simulation, cmdline.Options{Allow: cmdline.Allow{"http": true}}, "")
+	info := mkimage.Info{Profile: cmdline.Simulation, Allow: []string{"http"}, Cmdline: line}
+	for _, f := range [][2]string{{mkimage.KernelFile, "kernel"}, {mkimage.InitramfsFile, "initramfs"}, {mkimage.CmdlineFile, line}} {
+		write(t, filepath.Join(dir, f[0]), []byte(f[1]))
+		sum := sha256.Sum256([]byte(f[1]))
+		if f[0] == mkimage.KernelFile {
+			info.Kernel.SHA256 = hex.EncodeToString(sum[:])
+		}
+		info.Files = append(info.Files, mkimage.File{Name: f[0], SHA256: hex.EncodeToString(sum[:]), Size: int64(len(f[1]))})
+	}
+	b, err := json.Marshal(info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, mkimage.InfoFile), b)
+	raw := []byte(`{"version": 1, "algorithm": {"uri": "docker://registry.example/a@sha256:` + strings.Repeat("2", 64) + `"}}`)
+	job := filepath.Join(dir, "job.json")
+	write(t, job, raw)
+
+	out := filepath.Join(dir, "out")
+	var stdout, stderr bytes.Buffer
+	code := dispatch(t.Context(), []string{"run", "--image", dir, "--manifest", job, "--out", out, "--psp", filepath.Join(dir, "psp"),
+		"--firmware", "", "--vcpus", "3", "--dry-run", "--json"}, stdio{strings.NewReader(""), &stdout, &stderr})
+	if code != 0 {
+		t.Fatalf("exit code %d:\n%s", code, &stderr)
+	}
+	var got map[string]string
+	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
+		t.Fatalf("%v in:\n%s", err, &stdout)
+	}
+	m := measure.Simulated(measure.Launch{Kernel: []byte("kernel"), Initrd: []byte("initramfs"), Cmdline: line, VCPUs: 3})
+	init := manifest.InitdataDigest(manifest.Wrap(raw))
+	if len(got) != 2 || got["measurement"] != m.String() || got["initdata_sha256"] != hex.EncodeToString(init[:]) {
+		t.Errorf("printed %v, want measurement %s and initdata_sha256 %x", got, m, init)
+	}
+}
+
+func write(t *testing.T, path string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
