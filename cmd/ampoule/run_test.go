@@ -26,7 +26,7 @@ func TestDryRun(t *testing.T) {
 		write(t, filepath.Join(dir, f[0]), []byte(f[1]))
 		sum := sha256.Sum256([]byte(f[1]))
 		if f[0] == mkimage.KernelFile {
-			info.Kernel.SHA256 = hex.EncodeToString(sum[:])
+			info.Kernel.SHA256, info.Kernel.Size = hex.EncodeToString(sum[:]), int64(len(f[1]))
 		}
 		info.Files = append(info.Files, mkimage.File{Name: f[0], SHA256: hex.EncodeToString(sum[:]), Size: int64(len(f[1]))})
 	}
