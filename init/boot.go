@@ -35,7 +35,7 @@ type step struct {
 	do     func(*run, context.Context) error
 }
 
-// reportLimit bounds what comes after the sequence: telling the outcome, and why, to whom it concerns.
+// reportLimit bounds each of the two things after the sequence: telling the owner why it failed, and the host how it ended.
 const reportLimit = 20 * time.Second
 
 // boot runs steps in order and reports how that ended, once.
@@ -98,8 +98,8 @@ func (r *run) step(ctx context.Context, i, n int, s step) (err error) {
 	return e
 }
 
-// hangGrace is how long a step may take to notice that its time is over. Only tests set it.
-var hangGrace = 5 * time.Second
+// hangGrace is how long a step may take to notice that its time is over.
+const hangGrace = 5 * time.Second
 
 // A stepError is a failure with the two things that the host may know of it. The rest is for the owner.
 type stepError struct {

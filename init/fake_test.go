@@ -77,6 +77,8 @@ func bareMachine() (*machine, *fakeHost, *lockedBuffer) {
 		uptime:   func() time.Duration { mu.Lock(); defer mu.Unlock(); now += time.Millisecond; return now },
 		host:     func(context.Context, uint32) host { return peer },
 		powerOff: func() {},
+		// Every line of the console is to say it.
+		tsmSimulated: func() bool { return true },
 	}
 	return m, peer, console
 }

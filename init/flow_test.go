@@ -84,6 +84,7 @@ type flow struct {
 	asked    bool
 	unbound  bool
 	kernelIs bool // the kernel's provider is the simulated one
+	tamper   func(*machine)
 }
 
 const testLine = "console=ttyS0 ampoule.profile=simulation ampoule.allow=http"
@@ -173,6 +174,9 @@ func (f *flow) boot() {
 			return workload.Outcome{}, err
 		}
 		return f.outcome, os.WriteFile(filepath.Join(s.Results, "copy.csv"), b, 0o644)
+	}
+	if f.tamper != nil {
+		f.tamper(m)
 	}
 	boot(f.Context(), m, sequence)
 }

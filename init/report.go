@@ -106,15 +106,16 @@ func (r *run) exitStatus() *int {
 // report tells the outcome. An owner whose manifest is bound also gets the private log of a run that failed, sealed;
 // before that the recipients may be the host's own, so nothing is said.
 func (r *run) report(outcome result.Event) {
-	ctx, cancel := context.WithTimeout(context.Background(), reportLimit)
-	defer cancel()
 	if r.peer == nil {
 		r.connect()
 	}
 	if r.binding != "" && r.parcel == nil && len(r.doc.Results.Recipients) > 0 {
+		// A time of its own: a host that is slow to take the log must still hear the outcome.
+		ctx, cancel := context.WithTimeout(context.Background(), reportLimit)
 		if err := r.sendLog(ctx); err != nil {
 			r.private.Error("deliver the log", "error", err)
 		}
+		cancel()
 	}
 	r.emit(outcome)
 	in := ""
@@ -122,6 +123,8 @@ func (r *run) report(outcome result.Event) {
 		in = " in " + outcome.Step
 	}
 	fmt.Fprintf(r.console, "%s outcome %s%s\n", r.banner(), outcome.Reason, in)
+	ctx, cancel := context.WithTimeout(context.Background(), reportLimit)
+	defer cancel()
 	r.peer.Close(ctx) // an outcome that the host does not take is the host's loss
 }
 

@@ -34,8 +34,8 @@ func (r *run) mount(context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.simulated = r.tsmSimulated() // before anything that can fail: every line says so
 	r.opts, err = cmdline.Parse(line)
-	r.simulated = err == nil && r.opts.Simulation()
 	r.connect()
 	time.AfterFunc(r.opts.Deadline, func() { r.stop(errDeadline) })
 	return because(result.BadManifest, err)
@@ -44,8 +44,8 @@ func (r *run) mount(context.Context) error {
 func (r *run) lockdown(context.Context) error { return r.machine.lockdown() }
 
 func (r *run) platform(context.Context) (err error) {
-	if real, simulated := !r.simulated, r.tsmSimulated(); real == simulated {
-		return fmt.Errorf("the command line says %s and the kernel's TSM provider is simulated: %v", r.opts.Profile, simulated)
+	if r.opts.Simulation() != r.simulated {
+		return fmt.Errorf("the command line says %s and the kernel's TSM provider is simulated: %v", r.opts.Profile, r.simulated)
 	}
 	r.dev, err = r.openTEE()
 	return err

@@ -35,7 +35,7 @@ func TestDryRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(dir, mkimage.InfoFile), b)
-	raw := []byte(`{"version": 1, "algorithm": {"uri": "docker://registry.example/a@sha256:` + strings.Repeat("2", 64) + `"}}`)
+	raw := []byte(`{"version": 1, "algorithm": {"uri": "docker://registry.example/algorithm@sha256:` + strings.Repeat("2", 64) + `"}}`)
 	job := filepath.Join(dir, "job.json")
 	write(t, job, raw)
 
