@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 
 	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver"
-	"github.com/ampoule-vm/ampoule/internal/verify"
 )
 
 const kbsHelp = `
@@ -38,16 +37,9 @@ func kbsVerb(ctx context.Context, args []string, std stdio) error {
 		return err
 	}
 	c := kbsserver.Config{Dir: *dir, Log: slog.New(slog.NewTextHandler(std.err, nil))}
-	if *root != "" {
-		b, err := std.readFile(*root, 1<<20)
-		if err != nil {
-			return err
-		}
-		r, err := verify.LoadRoot(b)
-		if err != nil {
-			return fmt.Errorf("--test-root %s: %w", *root, err)
-		}
-		c.Roots = []verify.Root{r}
+	var err error
+	if c.Roots, err = testRoots(std, *root); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(filepath.Join(*dir, "keys"), 0o700); err != nil {
 		return err

@@ -52,16 +52,9 @@ func verifyVerb(_ context.Context, args []string, std stdio) error {
 		}
 		want.Measurements = append(want.Measurements, p)
 	}
-	if *root != "" {
-		b, err := std.readFile(*root, 1<<20)
-		if err != nil {
-			return err
-		}
-		r, err := verify.LoadRoot(b)
-		if err != nil {
-			return fmt.Errorf("--test-root %s: %w", *root, err)
-		}
-		want.Roots = []verify.Root{r}
+	var err error
+	if want.Roots, err = testRoots(std, *root); err != nil {
+		return err
 	}
 	if *manifestFile != "" {
 		b, err := std.readFile(*manifestFile, 1<<20)
@@ -96,6 +89,22 @@ func verifyVerb(_ context.Context, args []string, std stdio) error {
 		return &exitError{3, err}
 	}
 	return nil
+}
+
+// testRoots reads the root of a simulated processor; without a file it is nil, which means AMD's.
+func testRoots(std stdio, file string) ([]verify.Root, error) {
+	if file == "" {
+		return nil, nil
+	}
+	b, err := std.readFile(file, 1<<20)
+	if err != nil {
+		return nil, err
+	}
+	r, err := verify.LoadRoot(b)
+	if err != nil {
+		return nil, fmt.Errorf("--test-root %s: %w", file, err)
+	}
+	return []verify.Root{r}, nil
 }
 
 func hashFile(path string) ([]byte, error) {
