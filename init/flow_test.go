@@ -13,8 +13,6 @@ import (
 	"sync"
 	"testing"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"filippo.io/age"
 
 	"github.com/ampoule-vm/ampoule/image"
@@ -111,7 +109,7 @@ func newFlow(t *testing.T) *flow {
 
 func (f *flow) publish(name, path string, files map[string]string) string {
 	f.Helper()
-	img, err := demo.Image(files, v1.Config{Entrypoint: []string{"/run"}})
+	img, err := demo.Image(files, config)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -310,7 +308,7 @@ func TestRefusals(t *testing.T) {
 		"a simulation on a real kernel": {func(f *flow) { f.kernelIs = false }, "platform", result.NoTEE, "", false},
 		"production on a simulated one": {func(f *flow) { f.line = "ampoule.profile=production" }, "platform", result.NoTEE, "", false},
 		"a manifest that is not one":    {func(f *flow) { f.raw = []byte("{}") }, "manifest", result.BadManifest, "", false},
-		"nobody to seal to":             {func(f *flow) { f.edit(f.world.Identity.Recipient().String(), "") }, "manifest", result.BadManifest, "", false},
+		"nobody to seal to":             {func(f *flow) { f.nobody() }, "manifest", result.BadManifest, "", false},
 		"a recipient that is not one":   {func(f *flow) { f.edit(f.world.Identity.Recipient().String(), "age1qqqq") }, "manifest", result.BadManifest, "", false},
 		"another key's path":            {func(f *flow) { f.edit(demo.AlgorithmKey, "default/key/other") }, "resolve", result.BadImage, "grants it", false},
 		"encryption not asked for":      {func(f *flow) { f.plain() }, "resolve", result.BadImage, "is encrypted and the manifest does not say", false},

@@ -21,10 +21,12 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/tee"
 )
 
+var config = v1.Config{Entrypoint: []string{"/run"}}
+
 // push publishes an image that is not encrypted.
 func (f *flow) push(name string, files map[string]string) string {
 	f.Helper()
-	img, err := demo.Image(files, v1.Config{Entrypoint: []string{"/run"}})
+	img, err := demo.Image(files, config)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -73,6 +73,7 @@ func become(up io.Writer) error {
 		{"host name", func(*order) error { return unix.Sethostname([]byte("ampoule")) }},
 		{"loopback", func(*order) error { return loopbackUp() }},
 		{"root", makeRoot},
+		{"signals", func(*order) error { return defaultSignals() }},
 		{"limits", func(*order) error { return setLimits() }},
 		{"make the working directory", func(o *order) error { return asProgram(os.MkdirAll(o.Cwd, 0o755)) }},
 		{"privileges", dropPrivileges},
