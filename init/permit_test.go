@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha512"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -137,6 +138,17 @@ func TestPermits(t *testing.T) {
 			}
 		})
 	}
+}
+
+// drop takes a member out of the manifest.
+func (f *flow) drop(name string) {
+	f.Helper()
+	var m map[string]json.RawMessage
+	if err := json.Unmarshal(f.raw, &m); err != nil || m[name] == nil {
+		f.Fatalf("no %s in %s (%v)", name, f.raw, err)
+	}
+	delete(m, name)
+	f.raw, _ = json.Marshal(m)
 }
 
 // nobody takes the recipient away.
