@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"runtime/debug"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -109,8 +110,17 @@ type pump struct {
 	free chan []byte
 	stop chan struct{}
 	err  error // set before full is closed
+	died any   // likewise: what src panicked with
 	cur  []byte
 	rest []byte
+}
+
+// carry is deferred by a goroutine that reads what strangers wrote. It keeps a panic for whoever waits for the
+// goroutine, which panics in its place: there it can be recovered, while here it would end the program.
+func carry(died *any) {
+	if p := recover(); p != nil {
+		*died = fmt.Sprintf("%v\n%s", p, debug.Stack())
+	}
 }
 
 func newPump(src io.Reader, sum hash.Hash) *pump {
@@ -120,6 +130,7 @@ func newPump(src io.Reader, sum hash.Hash) *pump {
 	}
 	go func() {
 		defer close(p.full)
+		defer carry(&p.died)
 		for {
 			var b []byte
 			select {
@@ -155,6 +166,9 @@ func (p *pump) Read(b []byte) (int, error) {
 		}
 		next, ok := <-p.full
 		if !ok {
+			if p.died != nil {
+				panic(p.died)
+			}
 			return 0, p.err
 		}
 		p.cur, p.rest = next, next

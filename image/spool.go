@@ -30,6 +30,7 @@ type fetcher struct {
 type fetched struct {
 	blob *os.File
 	err  error
+	died any
 }
 
 func (i *Image) fetchAll(ctx context.Context, dir string, keys []*layerKey, progress func(int64)) *fetcher {
@@ -49,8 +50,10 @@ func (i *Image) fetchAll(ctx context.Context, dir string, keys []*layerKey, prog
 				continue
 			}
 			go func() {
-				blob, err := i.reg.spool(ctx, dir, &i.Layers[n], keys[n], progress)
-				f.blobs[n] <- fetched{blob, err}
+				var got fetched
+				defer func() { f.blobs[n] <- got }()
+				defer carry(&got.died)
+				got.blob, got.err = i.reg.spool(ctx, dir, &i.Layers[n], keys[n], progress)
 			}()
 		}
 	}()
@@ -61,6 +64,9 @@ func (i *Image) fetchAll(ctx context.Context, dir string, keys []*layerKey, prog
 func (f *fetcher) next() (*os.File, error) {
 	got := <-f.blobs[f.taken]
 	f.taken++
+	if got.died != nil {
+		panic(got.died)
+	}
 	return got.blob, got.err
 }
 

@@ -60,8 +60,7 @@ func TestBreakEveryStep(t *testing.T) {
 				steps, ran := broken(i, c.do)
 				synctest.Test(t, func(t *testing.T) {
 					defer time.Sleep(2 * hangs) // a bubble must not end before its goroutines
-					defer m.powerOff()          // as main does
-					boot(t.Context(), m, steps)
+					live(t.Context(), m, steps)
 				})
 
 				if cuts != 1 {
@@ -141,7 +140,7 @@ func TestEveryStepHasALimit(t *testing.T) {
 	}
 }
 
-// TestPowerIsCut also when the boot itself panics: main's deferred call is what does it.
+// TestPowerIsCut also when the boot itself panics.
 func TestPowerIsCut(t *testing.T) {
 	m, _, _ := bareMachine()
 	cuts := 0
@@ -149,8 +148,7 @@ func TestPowerIsCut(t *testing.T) {
 	m.host = func(context.Context, uint32) host { panic(secret) }
 	func() {
 		defer func() { recover() }()
-		defer m.powerOff()
-		boot(t.Context(), m, nil)
+		live(t.Context(), m, nil)
 	}()
 	if cuts != 1 {
 		t.Errorf("the power was cut %d times", cuts)

@@ -358,6 +358,17 @@ func (f *flow) removeKey() {
 	}
 }
 
+// TestResultOverTheLimit is the workload's failure; the owner is told by how much.
+func TestResultOverTheLimit(t *testing.T) {
+	f := newFlow(t)
+	f.edit(`"results": {`, `"results": {"limit_bytes": 100,`)
+	f.boot()
+	f.ends("seal", result.Workload, true)
+	if log := f.log(); !strings.Contains(log, "100") {
+		t.Errorf("the sealed log does not name the limit:\n%s", log)
+	}
+}
+
 // TestUndelivered: a result that the host does not take ends the run with that, and the receipt is not sent alone.
 func TestUndelivered(t *testing.T) {
 	f := newFlow(t)

@@ -14,7 +14,11 @@ func main() {
 	if workload.IsStub() {
 		workload.Stub() // becomes the workload, or exits
 	}
-	m := newMachine()
-	defer m.powerOff() // also after a panic: PID 1 must not return
-	boot(context.Background(), m, sequence)
+	live(context.Background(), newMachine(), sequence)
+}
+
+// live is all of PID 1: the boot, and then the power is cut, also after a panic, for PID 1 must not return.
+func live(ctx context.Context, m *machine, steps []step) {
+	defer m.powerOff()
+	boot(ctx, m, steps)
 }

@@ -203,6 +203,9 @@ func (r *run) seal(ctx context.Context) (err error) {
 	p := &parcel{path: filepath.Join(r.dir, "result")}
 	r.private.Info("memory", "peak_kib", peakMemory()) // ampoule bench reads it
 	digest, err := r.pack(p.path, true)
+	if errors.Is(err, result.ErrLimit) {
+		return because(result.Workload, err) // it wrote more than the manifest takes
+	}
 	if err != nil {
 		return err
 	}

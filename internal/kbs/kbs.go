@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"maps"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"unicode/utf8"
@@ -114,18 +115,30 @@ func Exchange(ctx context.Context, brokers []Broker, dev tee.Device, initdata []
 	g := &Grant{keys: map[Want][]byte{}}
 	dev = &oneAtATime{Device: dev}
 	group, ctx := errgroup.WithContext(ctx)
+	died := make(chan any, len(paths))
 	for _, url := range slices.Sorted(maps.Keys(paths)) {
-		group.Go(func() error {
+		group.Go(func() (err error) {
+			defer func() {
+				if p := recover(); p != nil {
+					died <- fmt.Sprintf("%v\n%s", p, debug.Stack())
+					err = errDied
+				}
+			}()
 			s := session{client: clients[url], dev: dev, initdata: initdata}
 			return s.fetch(ctx, paths[url], func(path string, key []byte) { g.put(Want{url, path}, key) })
 		})
 	}
 	if err := group.Wait(); err != nil {
 		g.Zero()
+		if len(died) > 0 {
+			panic(<-died) // where the caller can recover it: out of a goroutine of ours it would end the program
+		}
 		return nil, err
 	}
 	return g, nil
 }
+
+var errDied = errors.New("a session panicked")
 
 // oneAtATime serialises a device: nothing promises that hardware answers two questions at once.
 type oneAtATime struct {

@@ -1,0 +1,46 @@
+package image
+
+import (
+	"crypto/sha256"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// panics gives up what f panicked with.
+func panics(f func()) (with any) {
+	defer func() { with = recover() }()
+	f()
+	return nil
+}
+
+type badReader struct{}
+
+func (badReader) Read([]byte) (int, error) { panic("a decompressor's fault") }
+
+// TestPanicsReachTheCaller: what panics in a goroutine of ours panics in the caller, which can recover it, as PID 1's
+// steps do. In the goroutine it would end the program.
+func TestPanicsReachTheCaller(t *testing.T) {
+	t.Run("while reading ahead", func(t *testing.T) {
+		p := newPump(newPump(badReader{}, sha256.New()), sha256.New())
+		if with := panics(func() { io.ReadAll(p) }); with == nil {
+			t.Error("nothing panicked")
+		}
+		p.close()
+	})
+	t.Run("while fetching", func(t *testing.T) {
+		s := newShelf(t)
+		i, err := Resolve(t.Context(), s.image(t, "p", plain{tar: tarOf(t, file("f", "1"))}), plainHTTP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := filepath.Join(t.TempDir(), "root")
+		if with := panics(func() { i.Unpack(t.Context(), dir, nil, Limits{}, func(int64) { panic("a caller's fault") }) }); with == nil {
+			t.Error("nothing panicked")
+		}
+		if _, err := os.Stat(dir); err == nil {
+			t.Error("the image is there")
+		}
+	})
+}
