@@ -184,6 +184,19 @@ func TestMemoryLimit(t *testing.T) {
 	}
 }
 
+// TestProcessLimit: a workload gets as many processes and threads as the manifest gives, its own among them.
+func TestProcessLimit(t *testing.T) {
+	r := newTrial(t, nil, "fork=60")
+	r.job.PIDs = 40
+	r.manifest = r.world.Manifest(r.job)
+	r.run()
+	r.ends("", result.OK, 0)
+	forked, err := strconv.Atoi(r.read(filepath.Join(r.open(), "results/forked")))
+	if err != nil || forked == 0 || forked >= 40 {
+		t.Errorf("%d children started (%v), want some and fewer than 40", forked, err)
+	}
+}
+
 // TestCocosManifest: the remote-resources spelling of the Cocos documentation, with tags, a plain-http broker and
 // nobody to seal to, runs as it is in a simulation image; the receipt says what was lax.
 func TestCocosManifest(t *testing.T) {

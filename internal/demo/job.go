@@ -9,7 +9,7 @@ type Job struct {
 	Algorithm, Dataset string // references by digest
 	Args               []string
 	Deadline           string // of the workload, "" for none of its own
-	MemoryBytes        int64
+	MemoryBytes, PIDs  int64
 	Plain              bool // the images are not encrypted
 }
 
@@ -47,6 +47,9 @@ func (w *World) Manifest(j Job) []byte {
 	}
 	if j.MemoryBytes != 0 {
 		limits["memory_bytes"] = j.MemoryBytes
+	}
+	if j.PIDs != 0 {
+		limits["pids"] = j.PIDs
 	}
 	if len(limits) > 0 {
 		m["resources"] = limits

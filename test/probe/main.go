@@ -50,6 +50,16 @@ func main() {
 				all = append(all, b)
 			}
 			fmt.Println(len(all))
+		case "fork": // that many children, and how many there could be
+			n, err := strconv.Atoi(value)
+			must(err)
+			started := 0
+			for range n {
+				if exec.Command("/probe", "sleep").Start() == nil {
+					started++
+				}
+			}
+			must(os.WriteFile("results/forked", strconv.AppendInt(nil, int64(started), 10), 0o644))
 		case "hang": // with a child that hangs as well, and no handler for SIGTERM
 			c := exec.Command("/probe", "sleep")
 			must(c.Start())
