@@ -102,16 +102,19 @@ func (r *run) keysFor(in *input) image.Keys {
 	return keys
 }
 
-func (r *run) imageOptions(uri string) image.Options {
-	o := image.Options{PlainHTTP: r.opts.Allow.Has(cmdline.AllowHTTP)}
+// imageOptions is how the registry in uri is reached: with the authority that the manifest pins, if it pins one.
+func (r *run) imageOptions(uri string) (o image.Options, err error) {
+	o = image.Options{PlainHTTP: r.opts.Allow.Has(cmdline.AllowHTTP)}
 	host, _, _ := strings.Cut(strings.TrimPrefix(uri, "docker://"), "/")
 	for _, reg := range r.doc.Registries {
-		if reg.Host == host {
-			// The manifest's parser has seen that there is a certificate in it.
-			o.Transport, _ = registryTransport(reg.CA)
+		if reg.Host != host {
+			continue
+		}
+		if o.Transport, err = registryTransport(reg.CA); err != nil {
+			return o, fmt.Errorf("registry %s: ca: %w", reg.Host, err) // never without the pin
 		}
 	}
-	return o
+	return o, nil
 }
 
 // fits refuses images that this machine's memory cannot hold, before a byte of them is pulled. Compressed sizes are

@@ -139,7 +139,10 @@ func TestRegistryAuthority(t *testing.T) {
 		ok    bool
 	}{"its own": {host, true}, "another registry's": {"r.example", false}, "that of a host with the same beginning": {host + "0", false}} {
 		r := &run{doc: &manifest.Manifest{Registries: []manifest.Registry{{Host: c.named, CA: ca}}}}
-		o := r.imageOptions(uri)
+		o, err := r.imageOptions(uri)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if _, err := image.Resolve(t.Context(), uri, o); (err == nil) != c.ok {
 			t.Errorf("authority is %s: error %v", name, err)
 		}
@@ -149,6 +152,14 @@ func TestRegistryAuthority(t *testing.T) {
 			}
 			tr.CloseIdleConnections()
 		}
+	}
+}
+
+// TestRegistryAuthorityThatIsNone: what was pinned and cannot be read is never the same as nothing pinned.
+func TestRegistryAuthorityThatIsNone(t *testing.T) {
+	r := &run{doc: &manifest.Manifest{Registries: []manifest.Registry{{Host: "r.example", CA: []byte("no certificate")}}}}
+	if o, err := r.imageOptions("docker://r.example/some/image"); err == nil {
+		t.Errorf("options %+v, want an error", o)
 	}
 }
 

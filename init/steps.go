@@ -111,9 +111,12 @@ func (r *run) resolve(ctx context.Context) error {
 	r.inputs = inputsOf(r.doc)
 	var all errgroup.Group
 	for _, in := range r.inputs {
-		all.Go(guarded(func() (err error) {
-			in.image, err = r.machine.resolve(ctx, in.want.URI, r.imageOptions(in.want.URI))
+		all.Go(guarded(func() error {
+			o, err := r.imageOptions(in.want.URI)
 			if err != nil {
+				return err
+			}
+			if in.image, err = r.machine.resolve(ctx, in.want.URI, o); err != nil {
 				return fmt.Errorf("%s: %w", in.name, err)
 			}
 			return in.check()
