@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,8 @@ func Stub() {
 	// Capabilities, seccomp and no_new_privs belong to a thread; the one that execs is the one that counts, and the
 	// others end there.
 	runtime.LockOSThread()
+	// What it needs must not depend on the number of CPUs: a collection would start threads for a quarter of them.
+	debug.SetGCPercent(-1)
 	up := os.NewFile(faultFD, "fault")
 	err := become(up)
 	if errors.Is(err, ErrProgram) {

@@ -33,13 +33,19 @@ type Spec struct {
 	Scratch  string   // an empty folder on which the sandbox mounts its scratch
 
 	ScratchBytes int64 // what may be written besides results, /tmp and /dev/shm included; 0: half of the memory
-	MemoryBytes  int64 // of all processes, and of what they write; 0: no limit but the machine's
-	PIDs         int64 // processes and threads; 0: 4096
+	MemoryBytes  int64 // of all processes, and of what they write, 8 MiB or more; 0: no limit but the machine's
+	PIDs         int64 // processes and threads, 16 or more; 0: 4096
 
 	Stdout, Stderr io.Writer // written to as output comes, from one goroutine each; must not block; nil discards
 }
 
 const defaultPIDs = 4096
+
+// The stub is a Go program under the same limits. It was seen to need 6 threads and 2 MiB.
+const (
+	minPIDs   = 16
+	minMemory = 8 << 20
+)
 
 // An Outcome is how the workload ended. Several can hold: what ran out of memory was also killed by a signal.
 type Outcome struct {
@@ -116,6 +122,10 @@ func (s *Spec) check() error {
 		return fmt.Errorf("%w: args is empty", ErrProgram)
 	case s.UID <= 0 || s.GID <= 0:
 		return fmt.Errorf("user %d, group %d: a workload never runs as root", s.UID, s.GID)
+	case s.PIDs != 0 && s.PIDs < minPIDs:
+		return fmt.Errorf("%w: its limit is %d processes and threads; the sandbox itself needs %d", ErrProgram, s.PIDs, minPIDs)
+	case s.MemoryBytes != 0 && s.MemoryBytes < minMemory:
+		return fmt.Errorf("%w: its limit is %d bytes of memory; the sandbox itself needs %d", ErrProgram, s.MemoryBytes, minMemory)
 	}
 	return nil
 }

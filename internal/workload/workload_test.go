@@ -405,6 +405,15 @@ func TestDeathBySignal(t *testing.T) {
 	}
 }
 
+func TestTheLeastLimitsAreEnough(t *testing.T) {
+	needsCgroup(t)
+	for range 10 {
+		s, _, _ := sandbox(t, "exit", "7")
+		s.PIDs, s.MemoryBytes = minPIDs, minMemory
+		mustRun(t, s, Outcome{Exit: 7})
+	}
+}
+
 func TestMemoryLimit(t *testing.T) {
 	needsCgroup(t)
 	s, _, _ := sandbox(t, "eat")
@@ -475,6 +484,8 @@ func TestProgramsThatCannotBeStarted(t *testing.T) {
 		{"a script without its interpreter", func(t *testing.T, s *Spec) { script(t, s, "#!/usr/bin/python3\n") }, "interpreter"},
 		{"neither program nor script", func(t *testing.T, s *Spec) { script(t, s, "hello\n") }, "with #! at its start"},
 		{"a file that is not executable", func(t *testing.T, s *Spec) { script(t, s, "#!/probe\n"); os.Chmod(filepath.Join(s.Root, "x"), 0o644) }, "permission denied"},
+		{"too few processes", func(_ *testing.T, s *Spec) { s.PIDs = minPIDs - 1 }, "15 processes and threads; the sandbox itself needs 16"},
+		{"too little memory", func(_ *testing.T, s *Spec) { s.MemoryBytes = 1 << 20 }, "1048576 bytes of memory; the sandbox itself needs 8388608"},
 		{"a file as working directory", func(_ *testing.T, s *Spec) { s.Cwd = "/probe" }, "working directory"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
