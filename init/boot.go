@@ -17,8 +17,8 @@ var sequence = []step{
 	{"lockdown", result.Internal, 30 * time.Second, (*run).lockdown},   // kernel
 	{"platform", result.NoTEE, 30 * time.Second, (*run).platform},      // hardware           → dev
 	{"network", result.Unreachable, 2 * time.Minute, (*run).network},   // opts               → addresses, routes
-	{"manifest", result.BadManifest, 2 * time.Minute, (*run).manifest}, // source             → doc, initdata
-	{"bind", result.NotBound, time.Minute, (*run).bind},                // doc, dev           → binding, launch
+	{"manifest", result.BadManifest, 2 * time.Minute, (*run).manifest}, // source             → doc
+	{"bind", result.NotBound, time.Minute, (*run).bind},                // doc, dev           → initdata, binding, launch
 	{"resolve", result.BadImage, 5 * time.Minute, (*run).resolve},      // doc                → inputs
 	{"attest", result.Denied, 5 * time.Minute, (*run).attest},          // inputs, dev        → grant
 	{"pull", result.BadImage, time.Hour, (*run).pull},                  // inputs, grant      → root, datasets

@@ -134,14 +134,6 @@ func (r *run) fits() error {
 	return nil
 }
 
-func (r *run) limits() image.Limits {
-	free, err := r.memory()
-	if err != nil {
-		return image.Limits{Chown: true, Bytes: 1}
-	}
-	return image.Limits{Chown: true, Bytes: free}
-}
-
 // workloadContext ends early enough that a workload which is killed leaves time to seal what it wrote.
 func (r *run) workloadContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	limit := r.opts.Deadline - r.uptime()

@@ -166,13 +166,18 @@ func (r *run) pull(ctx context.Context) error {
 	if r.grant != nil {
 		defer r.grant.Zero()
 	}
+	free, err := r.memory()
+	if err != nil {
+		return because(result.Internal, err)
+	}
+	limits := image.Limits{Chown: true, Bytes: free}
 	all, ctx := errgroup.WithContext(ctx)
 	for i, in := range r.inputs {
 		in.dir = filepath.Join(r.dir, "input-"+strconv.Itoa(i))
 		all.Go(guarded(func() error {
 			keys := r.keysFor(in)
 			defer keys.Zero()
-			if err := r.unpack(ctx, in.image, in.dir, keys, r.limits(), r.pulled); err != nil {
+			if err := r.unpack(ctx, in.image, in.dir, keys, limits, r.pulled); err != nil {
 				return fmt.Errorf("%s: %w", in.name, err)
 			}
 			return checkFile(in)
@@ -224,9 +229,11 @@ func (r *run) seal(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	p.receipt, err = result.NewReceipt(statement, string(ev.Kind), body)
+	if p.receipt, err = result.NewReceipt(statement, string(ev.Kind), body); err != nil {
+		return err
+	}
 	r.parcel = p
-	return err
+	return nil
 }
 
 func (r *run) deliver(ctx context.Context) error {

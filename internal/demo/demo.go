@@ -51,18 +51,24 @@ type World struct {
 	PSP      *psp.PSP
 	Identity *age.X25519Identity
 
+	audit  *os.File // the broker's log
 	cancel context.CancelFunc
 	done   []chan error
 }
 
 // NewWorld starts registry and broker on free ports. Close ends them. wrap, if not nil, goes between the registry and
 // whoever asks it: a test's hostile network.
-func NewWorld(ctx context.Context, dir, pspDir string, wrap func(http.Handler) http.Handler) (*World, error) {
+func NewWorld(ctx context.Context, dir, pspDir string, wrap func(http.Handler) http.Handler) (_ *World, err error) {
 	w := &World{Dir: dir}
+	ctx, w.cancel = context.WithCancel(ctx)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.Close())
+		}
+	}()
 	if err := os.MkdirAll(filepath.Join(w.kbsDir(), "keys"), 0o700); err != nil {
 		return nil, err
 	}
-	var err error
 	if w.PSP, err = psp.New(pspDir); err != nil {
 		return nil, err
 	}
@@ -73,15 +79,13 @@ func NewWorld(ctx context.Context, dir, pspDir string, wrap func(http.Handler) h
 	if w.Identity, err = age.GenerateX25519Identity(); err != nil {
 		return nil, err
 	}
-	audit, err := os.OpenFile(filepath.Join(dir, "broker.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if w.audit, err = os.OpenFile(filepath.Join(dir, "broker.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644); err != nil {
+		return nil, err
+	}
+	broker, err := kbsserver.New(kbsserver.Config{Dir: w.kbsDir(), Roots: []verify.Root{root}, Log: slog.New(slog.NewTextHandler(w.audit, nil))})
 	if err != nil {
 		return nil, err
 	}
-	broker, err := kbsserver.New(kbsserver.Config{Dir: w.kbsDir(), Roots: []verify.Root{root}, Log: slog.New(slog.NewTextHandler(audit, nil))})
-	if err != nil {
-		return nil, err
-	}
-	ctx, w.cancel = context.WithCancel(ctx)
 	images := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	if wrap != nil {
 		images = wrap(images)
@@ -121,6 +125,9 @@ func (w *World) Close() error {
 		if err := <-d; !errors.Is(err, http.ErrServerClosed) {
 			errs = append(errs, err)
 		}
+	}
+	if w.audit != nil {
+		errs = append(errs, w.audit.Close())
 	}
 	return errors.Join(errs...)
 }
