@@ -2,13 +2,18 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/sha512"
+	"errors"
 	"testing"
 
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/internal/tee"
+	"github.com/ampoule-vm/ampoule/internal/tee/fake"
 )
 
 // TestBinding: every binding that is there must hold, whatever else holds; none is enough only where that is allowed.
@@ -48,11 +53,87 @@ func TestBinding(t *testing.T) {
 		"nor with a pin":                        {none, sum[:], true, result.BindPinned},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := binding(c.hostData, ours, options(c.pin, c.unbound), sum)
+			got, err := bindingOf(c.hostData[:], ours, options(c.pin, c.unbound), sum)
 			if got != c.want || (err != nil) != (c.want == "") {
 				t.Errorf("binding %q, error %v; want %q", got, err, c.want)
 			}
 		})
+	}
+}
+
+// bindingOf is both halves of the decision for an SNP guest, which can extend nothing itself.
+func bindingOf(hostData []byte, initdata [32]byte, o cmdline.Options, sha384 [48]byte) (string, error) {
+	atStart, err := boundAtStart(evidence.Launch{Register: evidence.HostData, InitData: hostData}, initdata, o, sha384)
+	if err != nil {
+		return "", err
+	}
+	return binding(atStart, "", evidence.HostData, o)
+}
+
+// vtpm is a TEE whose one register the guest extends.
+type vtpm struct {
+	fake.Device
+	register string
+	err      error
+	measured [][32]byte
+}
+
+func (v *vtpm) Measure(_ context.Context, digest [32]byte) (string, error) {
+	v.measured = append(v.measured, digest)
+	return v.register, v.err
+}
+
+// TestRuntimeBinding: what the guest extends counts when the launch fixed nothing; a register that somebody else used does not.
+func TestRuntimeBinding(t *testing.T) {
+	ours := sha256.Sum256([]byte("ours"))
+	zero32, zero48 := make([]byte, 32), make([]byte, 48)
+	broken := errors.New("broken")
+	for name, c := range map[string]struct {
+		launch evidence.Launch
+		dev    tee.Device
+		pinned bool
+		want   string // "": refused
+	}{
+		"PCR 8":                        {evidence.Launch{Register: evidence.PCR8, InitData: zero32}, &vtpm{register: evidence.PCR8}, false, result.BindRuntime},
+		"PCR 8 in use":                 {evidence.Launch{Register: evidence.PCR8, InitData: ours[:]}, &vtpm{register: evidence.PCR8}, false, ""},
+		"PCR 8 beside a pin":           {evidence.Launch{Register: evidence.PCR8, InitData: zero32}, &vtpm{register: evidence.PCR8}, true, result.BindPinned},
+		"PCR 8 cannot be extended":     {evidence.Launch{Register: evidence.PCR8, InitData: zero32}, &vtpm{err: broken}, false, ""},
+		"nor beside a pin":             {evidence.Launch{Register: evidence.PCR8, InitData: zero32}, &vtpm{err: broken}, true, ""},
+		"RTMR3":                        {evidence.Launch{Register: evidence.MRConfigID, InitData: zero48}, &vtpm{register: evidence.RTMR3}, false, result.BindRuntime},
+		"a kernel without RTMR3":       {evidence.Launch{Register: evidence.MRConfigID, InitData: zero48}, &vtpm{err: tee.ErrNotFound}, false, ""},
+		"a kernel without it, pinned":  {evidence.Launch{Register: evidence.MRConfigID, InitData: zero48}, &vtpm{err: tee.ErrNotFound}, true, result.BindPinned},
+		"a TEE without such registers": {evidence.Launch{}, &fake.Device{}, false, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sum := sha512.Sum384([]byte("ours"))
+			o := options(nil, false)
+			if c.pinned {
+				o.SHA384 = sum[:]
+			}
+			atStart, err := boundAtStart(c.launch, ours, o, sum)
+			register, got := "", ""
+			if err == nil {
+				register, err = measure(t.Context(), c.dev, ours)
+			}
+			if err == nil {
+				got, err = binding(atStart, register, c.launch.Register, o)
+			}
+			if got != c.want || (err != nil) != (c.want == "") {
+				t.Errorf("binding %q, error %v; want %q", got, err, c.want)
+			}
+			if v, ok := c.dev.(*vtpm); ok && c.want != "" && (len(v.measured) != 1 || v.measured[0] != ours) {
+				t.Errorf("extended with %x, want %x once", v.measured, ours)
+			}
+		})
+	}
+	// What fits MRCONFIGID is the digest with zeros behind it, and nothing else.
+	padded := append(append([]byte{}, ours[:]...), make([]byte, 16)...)
+	if got, err := boundAtStart(evidence.Launch{Register: evidence.MRConfigID, InitData: padded}, ours, options(nil, false), [48]byte{}); got != result.BindLaunch {
+		t.Errorf("MRCONFIGID with the padded digest: %q, %v", got, err)
+	}
+	padded[47] = 1
+	if got, err := boundAtStart(evidence.Launch{Register: evidence.MRConfigID, InitData: padded}, ours, options(nil, false), [48]byte{}); err == nil {
+		t.Errorf("MRCONFIGID with something behind the digest: %q", got)
 	}
 }
 
@@ -83,7 +164,7 @@ func FuzzBinding(f *testing.F) {
 		} else if pin == nil {
 			pin = []byte{}
 		}
-		got, err := binding(hostData, digest, options(pin, unbound), sum)
+		got, err := bindingOf(hostData[:], digest, options(pin, unbound), sum)
 		launch, pinHolds := hostData == digest, pinned && bytes.Equal(pin, sum[:])
 		zero := hostData == [32]byte{}
 		var want string

@@ -34,6 +34,7 @@ type run struct {
 	doc       *manifest.Manifest   // manifest
 	initdata  []byte               // bind
 	launch    evidence.Measurement // bind
+	register  string               // bind; what the guest extended with the manifest's digest, or ""
 	binding   string               // bind; "" until the manifest is known to be the owner's
 	inputs    []*input             // resolve
 	grant     *kbs.Grant           // attest

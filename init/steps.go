@@ -12,8 +12,10 @@ import (
 
 	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/internal/tee"
 	"github.com/ampoule-vm/ampoule/internal/workload"
 	"golang.org/x/sync/errgroup"
 )
@@ -76,35 +78,75 @@ func (r *run) manifest(ctx context.Context) error {
 // is reported. Until this step is over nothing in the manifest may be acted upon.
 func (r *run) bind(ctx context.Context) error {
 	r.initdata = manifest.Wrap(r.doc.Raw())
+	digest := manifest.InitdataDigest(r.initdata)
 	ev, err := r.dev.Evidence(ctx, [64]byte{})
 	if err != nil {
 		return because(result.NoTEE, err)
 	}
-	launch, hostData, err := ev.Launch()
+	launch, err := ev.Launch()
 	if err != nil {
 		return because(result.NoTEE, err)
 	}
-	r.launch = launch
-	r.binding, err = binding(hostData, manifest.InitdataDigest(r.initdata), r.opts, r.doc.SHA384())
+	r.launch = launch.Measurement
+	atStart, err := boundAtStart(launch, digest, r.opts, r.doc.SHA384())
+	if err != nil {
+		return err
+	}
+	if atStart != result.BindLaunch {
+		if r.register, err = measure(ctx, r.dev, digest); err != nil {
+			return err
+		}
+	}
+	r.binding, err = binding(atStart, r.register, launch.Register, r.opts)
 	return err
 }
 
-// binding tells how the manifest is bound; not at all is an answer only where the image permits it.
-func binding(hostData, initdata [32]byte, o cmdline.Options, sha384 [48]byte) (string, error) {
-	bound, pinned := hostData != [32]byte{}, o.SHA384 != nil
+// boundAtStart tells how the launch itself fixed the manifest: BindLaunch, BindPinned, or BindNone for not at all.
+func boundAtStart(l evidence.Launch, initdata [32]byte, o cmdline.Options, sha384 [48]byte) (string, error) {
+	bound, pinned := !l.Empty(), o.SHA384 != nil
 	switch {
-	case bound && hostData != initdata:
-		return "", fmt.Errorf("HOST_DATA is %x and the manifest's initdata digest is %x: launch with the manifest that you send", hostData, initdata)
+	case bound && !l.FixedAtLaunch():
+		return "", fmt.Errorf("%s is %x before this boot has extended it: something else measures into it", l.Register, l.InitData)
+	case bound && !l.Holds(initdata):
+		return "", fmt.Errorf("%s is %x and the manifest's initdata digest is %x: launch with the manifest that you send", l.Register, l.InitData, initdata)
 	case pinned && !bytes.Equal(o.SHA384, sha384[:]):
 		return "", fmt.Errorf("ampoule.manifest-sha384 is %x and the manifest's SHA-384 is %x", o.SHA384, sha384)
 	case bound:
 		return result.BindLaunch, nil
 	case pinned:
 		return result.BindPinned, nil
+	}
+	return result.BindNone, nil
+}
+
+// measure extends the register that a guest may extend itself, where this TEE has one; "" where it has none.
+func measure(ctx context.Context, dev tee.Device, initdata [32]byte) (register string, err error) {
+	m, ok := dev.(tee.Measurer)
+	if !ok {
+		return "", nil
+	}
+	register, err = m.Measure(ctx, initdata)
+	if errors.Is(err, tee.ErrNotFound) {
+		return "", nil
+	}
+	return register, err
+}
+
+// binding is the strongest one; not at all is an answer only where the image permits it.
+func binding(atStart, measured, register string, o cmdline.Options) (string, error) {
+	switch {
+	case atStart != result.BindNone:
+		return atStart, nil
+	case measured != "":
+		return result.BindRuntime, nil
 	case o.Allow.Has(cmdline.AllowUnbound):
 		return result.BindNone, nil
+	case register == "":
+		register = "there is no register for it"
+	default:
+		register += " is zero"
 	}
-	return "", errors.New("HOST_DATA is zero and the command line pins no manifest: nothing ties this manifest to this launch")
+	return "", fmt.Errorf("%s and the command line pins no manifest: nothing ties this manifest to this launch", register)
 }
 
 func (r *run) resolve(ctx context.Context) error {
@@ -155,8 +197,8 @@ func (r *run) attest(ctx context.Context) (err error) {
 		return nil // nothing is encrypted: there is nobody to ask
 	}
 	initdata := r.initdata
-	if r.binding != result.BindLaunch {
-		initdata = nil // a broker holds it against HOST_DATA, where it is not
+	if r.binding != result.BindLaunch && r.register != evidence.PCR8 {
+		initdata = nil // a broker holds it against the register of the launch, where it is not
 	}
 	r.grant, err = r.exchange(ctx, r.brokers(), r.dev, initdata, wants)
 	return err

@@ -2,16 +2,43 @@ package evidence
 
 import "fmt"
 
-// Launch is what the hardware says of how the machine was started: the launch digest, and the 32 bytes that the
-// launcher put there for us (SNP HOST_DATA). The report came from this machine's own TEE; nothing is verified here.
-func (e Evidence) Launch() (Measurement, [32]byte, error) {
+// A Launch is what the hardware says of how the machine was started, and the register that ties an initdata document
+// to it. It comes from this machine's own TEE; nothing is verified here.
+type Launch struct {
+	Measurement Measurement // SNP MEASUREMENT, TDX MRTD; on Azure that of the paravisor
+	Register    string      // "HOST_DATA", "MRCONFIGID" or "PCR 8"; "" for a kind without such a register
+	InitData    []byte      // what the register holds: 32, 48 or 32 bytes
+}
+
+// Launch reads the launch out of evidence.
+func (e Evidence) Launch() (Launch, error) {
 	switch e.Kind {
 	case SNP:
 		r, err := ParseSNP(e.Report)
 		if err != nil {
-			return Measurement{}, [32]byte{}, err
+			return Launch{}, err
 		}
-		return r.Measurement, r.HostData, nil
+		return Launch{r.Measurement, "HOST_DATA", r.HostData[:]}, nil
 	}
-	return Measurement{}, [32]byte{}, fmt.Errorf("evidence of kind %q says nothing of the launch", e.Kind)
+	return Launch{}, fmt.Errorf("evidence of kind %q says nothing of the launch", e.Kind)
+}
+
+// Empty says that nothing was put into the register.
+func (l Launch) Empty() bool {
+	for _, b := range l.InitData {
+		if b != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Holds says that the register holds the SHA-256 digest of an initdata document in the form that this register has
+// (wire/SPEC.md §3): as it is, or padded with zeros, or for PCR 8 extended into it once.
+func (l Launch) Holds(digest [32]byte) bool { return l.Register != "" && string(l.InitData) == string(l.want(digest)) }
+
+func (l Launch) want(digest [32]byte) []byte {
+	out := make([]byte, len(l.InitData))
+	copy(out, digest[:])
+	return out
 }

@@ -33,7 +33,7 @@ func (s *Statement) check() error {
 	must(isHex(p.ManifestSHA384, 48), "predicate.manifest_sha384: %.100q is not 96 hex digits", p.ManifestSHA384)
 	must(isHex(p.InitdataSHA256, 32), "predicate.initdata_sha256: %.80q is not 64 hex digits", p.InitdataSHA256)
 	must(p.Measurement == "" || isHex(p.Measurement, 48), "predicate.measurement: %.100q is not 96 hex digits", p.Measurement)
-	must(slices.Contains([]string{BindLaunch, BindPinned, BindNone}, p.Binding), "predicate.binding: %.40q is unknown", p.Binding)
+	must(slices.Contains([]string{BindLaunch, BindPinned, BindRuntime, BindNone}, p.Binding), "predicate.binding: %.40q is unknown", p.Binding)
 	must(slices.Contains(Reasons, p.Reason), "predicate.reason: %.40q is unknown", p.Reason)
 	for i, m := range p.Images {
 		must(isDigest(m.Digest), "predicate.images[%d].digest: %.80q is not sha256:HEX", i, m.Digest)

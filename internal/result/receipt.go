@@ -27,9 +27,10 @@ const MaxReceipt = 4 << 20
 
 // How the manifest was bound to the evidence, strongest first.
 const (
-	BindLaunch = "launch" // its digest is in HOST_DATA
-	BindPinned = "pinned" // its digest is on the measured command line
-	BindNone   = "none"   // not at all: only where the image permits it
+	BindLaunch  = "launch"  // its digest is in HOST_DATA or MRCONFIGID
+	BindPinned  = "pinned"  // its digest is on the measured command line
+	BindRuntime = "runtime" // the guest extended its digest into PCR 8 or RTMR3 before it used any of it
+	BindNone    = "none"    // not at all: only where the image permits it
 )
 
 // Predicate is what a run says of itself. The hardware signs it, so it is as good as the measured image that wrote
@@ -40,7 +41,7 @@ type Predicate struct {
 	Profile        string   `json:"profile"`               // production or simulation
 	ManifestSHA384 string   `json:"manifest_sha384"`       // of the manifest's exact bytes
 	InitdataSHA256 string   `json:"initdata_sha256"`       // of the initdata document around them
-	Binding        string   `json:"binding"`               // BindLaunch, BindPinned or BindNone
+	Binding        string   `json:"binding"`               // BindLaunch, BindPinned, BindRuntime or BindNone
 	Measurement    string   `json:"measurement,omitempty"` // launch digest, 96 hex; a verifier takes the evidence's
 	Sealed         bool     `json:"sealed"`                // the result is encrypted to the manifest's recipients
 	Reason         Reason   `json:"reason"`                // how the run went, up to the sealing

@@ -16,6 +16,15 @@ type Device interface {
 	Evidence(ctx context.Context, reportData [64]byte) (evidence.Evidence, error)
 }
 
+// A Measurer is a Device with a register that the guest itself can extend, to tie an initdata document to its evidence
+// (wire/SPEC.md §3): PCR 8 on Azure, RTMR3 of TDX where the kernel offers it.
+type Measurer interface {
+	// Measure extends the register with the SHA-256 digest of the document, once, from zero, and names it
+	// (evidence.PCR8, evidence.RTMR3). A register that is not zero is an error. The error wraps ErrNotFound if the
+	// kernel offers no such register.
+	Measure(ctx context.Context, digest [32]byte) (register string, err error)
+}
+
 // ErrNotFound says that this sort of hardware is absent, as opposed to present and broken.
 var ErrNotFound = errors.New("no such TEE")
 
