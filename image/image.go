@@ -14,9 +14,12 @@ package image
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
+
+	"github.com/google/go-containerregistry/pkg/authn"
 )
 
 // Sentinels under [*Error]: what was wrong, for callers that branch on it.
@@ -62,6 +65,24 @@ type Options struct {
 	// Platform is os/architecture, "linux/amd64" when empty. It chooses from an index,
 	// and a single image for another platform is refused.
 	Platform string
+	// Login is who we are at the registry and at the token service that it names; nil is anonymous. It is never sent
+	// over plain http, and never to where a registry redirects.
+	Login *Login
+}
+
+// A Login is a user name and a password at a registry. It is secret.
+type Login struct{ User, Password string }
+
+func (Login) String() string               { return "[secret]" }
+func (Login) GoString() string             { return "[secret]" }
+func (Login) LogValue() slog.Value         { return slog.StringValue("[secret]") }
+func (Login) MarshalJSON() ([]byte, error) { return []byte(`"[secret]"`), nil }
+
+func (o Options) auth() authn.Authenticator {
+	if o.Login == nil {
+		return authn.Anonymous
+	}
+	return &authn.Basic{Username: o.Login.User, Password: o.Login.Password}
 }
 
 // Config is the part of the image's configuration that a run honours.

@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
@@ -58,14 +57,14 @@ func parseURI(uri string, plainHTTP bool) (ref name.Reference, pinned bool, err 
 	return ref, pinned, nil
 }
 
-// openRegistry shakes hands with the registry of repo, anonymously.
+// openRegistry shakes hands with the registry of repo.
 func openRegistry(ctx context.Context, repo name.Repository, o Options) (*registry, error) {
 	inner := o.Transport
 	if inner == nil {
 		inner = newTransport()
 	}
 	g := &guard{schemeGuard: schemeGuard{inner, o.PlainHTTP}}
-	tr, err := transport.NewWithContext(ctx, repo.Registry, authn.Anonymous,
+	tr, err := transport.NewWithContext(ctx, repo.Registry, o.auth(),
 		transport.NewRetry(g, transport.WithRetryStatusCodes(429, 500, 502, 503, 504)),
 		[]string{repo.Scope(transport.PullScope)})
 	if err != nil {
@@ -167,6 +166,9 @@ type schemeGuard struct {
 func (g *schemeGuard) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme != "https" && !g.plain {
 		return nil, fmt.Errorf("%w: %s://%s; use https, or permit it with `--allow http`", ErrPlainHTTP, req.URL.Scheme, req.URL.Host)
+	}
+	if _, _, login := req.BasicAuth(); login && req.URL.Scheme != "https" {
+		return nil, fmt.Errorf("%w for a password: %s://%s; a registry with a login must speak https", ErrPlainHTTP, req.URL.Scheme, req.URL.Host)
 	}
 	return g.inner.RoundTrip(req)
 }

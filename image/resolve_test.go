@@ -228,6 +228,76 @@ func TestTokenFromTheRegistrysOwnService(t *testing.T) {
 	}
 }
 
+// TestLogin: a registry that wants a password gets it, at its own door and at its token service; nobody else does.
+func TestLogin(t *testing.T) {
+	s := newShelf(t)
+	uri := s.image(t, "v1", twoLayers(t)...)
+	login := &Login{"alice", "s3cret"}
+	elsewhere := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "" {
+			t.Errorf("%s was sent where the registry redirects", r.Header.Get("Authorization"))
+		}
+		s.ServeHTTP(w, r)
+	}))
+	defer elsewhere.Close()
+	for name, token := range map[string]bool{"basic": false, "token": true} {
+		t.Run(name, func(t *testing.T) {
+			var srv *httptest.Server
+			srv = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				user, password, _ := r.BasicAuth()
+				known := user == login.User && password == login.Password
+				switch {
+				case token && r.URL.Path == "/token" && known:
+					fmt.Fprint(w, `{"token":"abc"}`)
+				case token && r.URL.Path == "/token":
+					w.WriteHeader(http.StatusUnauthorized)
+				case token && r.Header.Get("Authorization") != "Bearer abc":
+					w.Header().Set("WWW-Authenticate", `Bearer realm="`+srv.URL+`/token",service="s"`)
+					w.WriteHeader(http.StatusUnauthorized)
+				case !token && !known:
+					w.Header().Set("WWW-Authenticate", `Basic realm="r"`)
+					w.WriteHeader(http.StatusUnauthorized)
+				case strings.Contains(r.URL.Path, "/blobs/"):
+					http.Redirect(w, r, strings.Replace(elsewhere.URL, "127.0.0.1", "localhost", 1)+r.URL.Path, http.StatusTemporaryRedirect)
+				default:
+					s.ServeHTTP(w, r)
+				}
+			}))
+			defer srv.Close()
+			both := srv.Client().Transport.(*http.Transport).Clone()
+			both.TLSClientConfig.InsecureSkipVerify = true // two servers, two certificates
+			o := Options{Transport: both, Login: login}
+			uri := strings.Replace(uri, s.host, strings.TrimPrefix(srv.URL, "https://"), 1)
+			if _, err := Resolve(t.Context(), uri, o); err != nil {
+				t.Error(err)
+			}
+			o.Login = &Login{"alice", "wrong"}
+			if _, err := Resolve(t.Context(), uri, o); err == nil || strings.Contains(err.Error(), "wrong") {
+				t.Errorf("with a wrong password: %v", err)
+			}
+			o.Login = nil
+			if _, err := Resolve(t.Context(), uri, o); err == nil {
+				t.Error("without a password")
+			}
+		})
+	}
+	plain := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "" {
+			t.Error("a password over plain http")
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="r"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	defer plain.Close()
+	uri = strings.Replace(uri, s.host, strings.TrimPrefix(plain.URL, "http://"), 1)
+	if _, err := Resolve(t.Context(), uri, Options{PlainHTTP: true, Login: login}); !errors.Is(err, ErrPlainHTTP) {
+		t.Errorf("a login at a plain http registry: %v", err)
+	}
+	if text := fmt.Sprintf("%v %+v %#v %s", login, login, *login, *login); strings.Contains(text, "s3cret") {
+		t.Errorf("prints as %s", text)
+	}
+}
+
 func FuzzResolveManifest(f *testing.F) {
 	f.Add([]byte(`{"schemaVersion":2,"config":{"mediaType":"`+ociConfig+`","digest":"sha256:00","size":2},"layers":[]}`), ociManifest)
 	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"size":1,"platform":{"os":"linux","architecture":"amd64"}}]}`), ociIndex)

@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
@@ -97,7 +96,7 @@ func remoteOptions(ctx context.Context, o Options) []remote.Option {
 	}
 	return []remote.Option{
 		remote.WithContext(ctx),
-		remote.WithAuth(authn.Anonymous),
+		remote.WithAuth(o.auth()),
 		remote.WithTransport(&schemeGuard{inner, o.PlainHTTP}),
 	}
 }
