@@ -354,3 +354,28 @@ func FuzzPacket(f *testing.F) {
 		}
 	})
 }
+
+func TestKeyHosts(t *testing.T) {
+	packet := func(kid string) string {
+		b := fmt.Appendf(nil, `{"kid":%q,"wrapped_data":"AAAA","iv":"AAAAAAAAAAAAAAAA","wrap_type":"A256GCM"}`, kid)
+		return base64.StdEncoding.EncodeToString(b)
+	}
+	mac := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("m", macSize)))
+	opts := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, `{"cipher":%q,"hmac":%q,"cipheroptions":{}}`, layerCipher, mac))
+	var img Image
+	for _, kids := range [][]string{{"kbs:///a/b/c"}, {"kbs://b.example:1/a/b/c", "/a/b/d"}, {"kbs://a.example/a/b/c", "kbs://b.example:1/x/y/z"}} {
+		var packets []string
+		for _, k := range kids {
+			packets = append(packets, packet(k))
+		}
+		enc, err := parseSealing(map[string]string{annotationKeys: strings.Join(packets, ","), annotationOpts: opts})
+		if err != nil {
+			t.Fatal(err)
+		}
+		img.Layers = append(img.Layers, Layer{enc: enc})
+	}
+	img.Layers = append(img.Layers, Layer{}) // a plain one
+	if diff := cmp.Diff([]string{"a.example", "b.example:1"}, img.KeyHosts()); diff != "" {
+		t.Error(diff)
+	}
+}

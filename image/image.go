@@ -181,6 +181,24 @@ func (i *Image) KeyIDs() []string {
 	return slices.Compact(ids)
 }
 
+// KeyHosts are the brokers, host[:port], that the image's key ids name, sorted and unique; none if all leave it open,
+// as they should. They are the image's word: hold them against the manifest's, and never ask there.
+func (i *Image) KeyHosts() []string {
+	var hosts []string
+	for n := range i.Layers {
+		if i.Layers[n].enc == nil {
+			continue
+		}
+		for _, p := range i.Layers[n].enc.packets {
+			if p.host != "" {
+				hosts = append(hosts, p.host)
+			}
+		}
+	}
+	slices.Sort(hosts)
+	return slices.Compact(hosts)
+}
+
 // Limits bound what one image may unpack to. Zero fields take the defaults.
 type Limits struct {
 	Bytes   int64 // uncompressed bytes of all layers; default 64 GiB

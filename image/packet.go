@@ -52,6 +52,7 @@ func (k Keys) Zero() {
 // packet is one wrapped layer key: CoCo's annotation packet, v1 or v2 (wire/SPEC.md §4.3).
 type packet struct {
 	path     string // repo/type/tag
+	host     string // the authority that the key id names, or ""
 	wrapped  []byte
 	iv       []byte
 	wrapType string
@@ -83,10 +84,15 @@ func (k *layerKey) zero() {
 // KeyPath is the "repo/type/tag" of a key id. Besides kbs:///repo/type/tag it takes what
 // key providers write in the field: a host after the scheme, no scheme, no scheme and a
 // leading slash (wire/SPEC.md §4.3). The host is dropped: which KBS to ask is the
-// manifest's word, never the image's.
+// manifest's word, never the image's ([Image.KeyHosts] tells whether they agree).
 func KeyPath(kid string) (string, error) {
-	bad := func(why string) (string, error) {
-		return "", fmt.Errorf("%w: key id %.200q %s; write kbs:///repo/type/tag", ErrKey, kid, why)
+	_, path, err := splitKID(kid)
+	return path, err
+}
+
+func splitKID(kid string) (host, path string, err error) {
+	bad := func(why string) (string, string, error) {
+		return "", "", fmt.Errorf("%w: key id %.200q %s; write kbs:///repo/type/tag", ErrKey, kid, why)
 	}
 	rest, schemed := strings.CutPrefix(kid, "kbs://")
 	if !schemed && strings.Contains(kid, "://") {
@@ -95,7 +101,7 @@ func KeyPath(kid string) (string, error) {
 	parts := strings.Split(rest, "/")
 	switch {
 	case len(parts) == 4: // host, possibly empty, first
-		parts = parts[1:]
+		host, parts = parts[0], parts[1:]
 	case len(parts) == 3 && !schemed:
 	default:
 		return bad("does not have three path components")
@@ -105,7 +111,7 @@ func KeyPath(kid string) (string, error) {
 			return bad("has a component that is empty, a dot name, over 128 bytes or not of A-Z a-z 0-9 . _ -")
 		}
 	}
-	return strings.Join(parts, "/"), nil
+	return host, strings.Join(parts, "/"), nil
 }
 
 func plainName(s string) bool {
@@ -213,7 +219,7 @@ func parsePacket(b []byte) (packet, error) {
 	if w.Provider != "" && w.Provider != "kbs" {
 		return packet{}, fmt.Errorf("%w: key packet is for the key service %.40q, only kbs is served", ErrKey, w.Provider)
 	}
-	path, err := KeyPath(w.KID)
+	host, path, err := splitKID(w.KID)
 	if err != nil {
 		return packet{}, err
 	}
@@ -232,7 +238,7 @@ func parsePacket(b []byte) (packet, error) {
 	if len(w.IV) != want {
 		return packet{}, fmt.Errorf("%w: key packet iv has %d bytes, %s wants %d", ErrFormat, len(w.IV), w.WrapType, want)
 	}
-	return packet{path: path, wrapped: w.WrappedData, iv: w.IV, wrapType: w.WrapType}, nil
+	return packet{path: path, host: host, wrapped: w.WrappedData, iv: w.IV, wrapType: w.WrapType}, nil
 }
 
 // unwrap opens the first packet for which there is a key.

@@ -220,3 +220,16 @@ func TestInitdataForBrokers(t *testing.T) {
 		})
 	}
 }
+
+// TestImageAgainstManifest: an image may leave open where its keys are, or agree; it may not choose.
+func TestImageAgainstManifest(t *testing.T) {
+	for host, ok := range map[string]bool{"": true, "kbs.example:8080": true, "KBS.example:8080": true, "kbs.example": false, "127.0.0.1:8080": false} {
+		var hosts []string
+		if host != "" {
+			hosts = []string{host}
+		}
+		if err := contradicts(hosts, "https://kbs.example:8080/prefix"); (err == nil) != ok {
+			t.Errorf("an image that names %q: %v", host, err)
+		}
+	}
+}

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ampoule-vm/ampoule/image"
@@ -182,10 +184,28 @@ func (in *input) check() error {
 	if err := in.image.RequireEncrypted(); err != nil {
 		return fmt.Errorf("%s: %w", in.name, err)
 	}
+	if err := contradicts(in.image.KeyHosts(), in.want.Broker); err != nil {
+		return fmt.Errorf("%s: %w", in.name, err)
+	}
 	for _, k := range keys {
 		// The image's annotations are the host's to write where a tag is allowed; the manifest's word is the owner's.
 		if in.want.KeyPath != "" && k != in.want.KeyPath {
 			return fmt.Errorf("%s: the image asks for key %q and the manifest grants it %q", in.name, k, in.want.KeyPath)
+		}
+	}
+	return nil
+}
+
+// contradicts refuses an image whose key ids name another broker than the manifest. Asking that one would let the image
+// choose its own judge; asking the manifest's would be a guess.
+func contradicts(hosts []string, broker string) error {
+	u, err := url.Parse(broker)
+	if err != nil {
+		return err
+	}
+	for _, h := range hosts {
+		if !strings.EqualFold(h, u.Host) {
+			return fmt.Errorf("the image's keys are at %q and the manifest's broker is %s: encrypt it with kbs:///repository/type/tag", h, broker)
 		}
 	}
 	return nil
