@@ -97,6 +97,8 @@ func (e Evidence) JSON() (json.RawMessage, error) {
 	switch e.Kind {
 	case SNP:
 		return snpToJSON(e)
+	case TDX:
+		return tdxToJSON(e)
 	case Sample:
 		if len(e.Report) != 64 {
 			return nil, fmt.Errorf("sample evidence: %d bytes of report data, want 64", len(e.Report))
@@ -121,6 +123,8 @@ func FromJSON(kind Kind, raw []byte) (Evidence, error) {
 	switch kind {
 	case SNP:
 		e, err = snpFromJSON(raw)
+	case TDX:
+		e, err = tdxFromJSON(raw)
 	case Sample:
 		e, err = sampleFromJSON(raw)
 	default:

@@ -1,12 +1,15 @@
 package evidence
 
-import "fmt"
+import (
+	"crypto/sha256"
+	"fmt"
+)
 
 // A Launch is what the hardware says of how the machine was started, and the register that ties an initdata document
 // to it. It comes from this machine's own TEE; nothing is verified here.
 type Launch struct {
 	Measurement Measurement // SNP MEASUREMENT, TDX MRTD; on Azure that of the paravisor
-	Register    string      // "HOST_DATA", "MRCONFIGID" or "PCR 8"; "" for a kind without such a register
+	Register    string      // HostData, MRConfigID or PCR8; "" for a kind without such a register
 	InitData    []byte      // what the register holds: 32, 48 or 32 bytes
 }
 
@@ -18,7 +21,15 @@ func (e Evidence) Launch() (Launch, error) {
 		if err != nil {
 			return Launch{}, err
 		}
-		return Launch{r.Measurement, "HOST_DATA", r.HostData[:]}, nil
+		return Launch{r.Measurement, HostData, r.HostData[:]}, nil
+	case TDX:
+		q, err := ParseTDX(e.Report)
+		if err != nil {
+			return Launch{}, err
+		}
+		return Launch{q.Report.MRTD, MRConfigID, q.Report.MRConfigID[:]}, nil
+	case Sample:
+		return Launch{}, nil
 	}
 	return Launch{}, fmt.Errorf("evidence of kind %q says nothing of the launch", e.Kind)
 }
@@ -35,9 +46,15 @@ func (l Launch) Empty() bool {
 
 // Holds says that the register holds the SHA-256 digest of an initdata document in the form that this register has
 // (wire/SPEC.md §3): as it is, or padded with zeros, or for PCR 8 extended into it once.
-func (l Launch) Holds(digest [32]byte) bool { return l.Register != "" && string(l.InitData) == string(l.want(digest)) }
+func (l Launch) Holds(digest [32]byte) bool {
+	return l.Register != "" && string(l.InitData) == string(l.want(digest))
+}
 
 func (l Launch) want(digest [32]byte) []byte {
+	if l.Register == PCR8 {
+		sum := sha256.Sum256(append(make([]byte, 32), digest[:]...))
+		return sum[:]
+	}
 	out := make([]byte, len(l.InitData))
 	copy(out, digest[:])
 	return out
