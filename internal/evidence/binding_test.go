@@ -1,12 +1,17 @@
 package evidence
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha512"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"maps"
 	"testing"
 
 	"github.com/gowebpki/jcs"
@@ -32,6 +37,12 @@ func TestBindingMatchesRecordedHandshakes(t *testing.T) {
 	for _, v := range vectors {
 		t.Run(v.Name, func(t *testing.T) {
 			b := Binding{v.Nonce, v.Key, v.Additional}
+			if _, _, err := v.Key.Key(); err != nil {
+				t.Error(err)
+			}
+			if got := b.ReportDataV2(); hex.EncodeToString(got[:48]) != v.DeviceHash || [16]byte(got[48:]) != [16]byte{} {
+				t.Errorf("report data of older protocols %x, want %s", got, v.DeviceHash)
+			}
 			if got := string(b.Canonical()); got != v.Primary {
 				t.Errorf("canonical %s, want %s", got, v.Primary)
 			}
@@ -107,5 +118,62 @@ func TestPublicKeyRoundTrips(t *testing.T) {
 	}
 	if _, err := NewPublicKey(&p384.PublicKey); err == nil {
 		t.Error("P-384 is taken")
+	}
+}
+
+// TestKeysOfEveryKind: NewKey and Key are inverse, and no other form is taken.
+func TestKeysOfEveryKind(t *testing.T) {
+	p521, err1 := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	small, err2 := rsa.GenerateKey(rand.Reader, 2048)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		pub interface{ Equal(crypto.PublicKey) bool }
+		alg string
+		x   int // bytes of the first coordinate, or of the modulus
+	}{{&p521.PublicKey, ECDH, 66}, {&small.PublicKey, RSAOAEP, 256}, {&small.PublicKey, RSA15, 256}} {
+		k, err := NewKey(c.pub, c.alg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pub, alg, err := k.Key()
+		if err != nil || alg != c.alg || !c.pub.Equal(pub) {
+			t.Errorf("%s came back as %s, %v", c.alg, alg, err)
+		}
+		for member := range k {
+			bad := maps.Clone(k)
+			delete(bad, member)
+			if _, _, err := bad.Key(); err == nil {
+				t.Errorf("%s without %s is taken", c.alg, member)
+			}
+			bad[member] = k[member] + "="
+			if _, _, err := bad.Key(); err == nil {
+				t.Errorf("%s with a longer %s is taken", c.alg, member)
+			}
+		}
+		k["kid"] = "1"
+		if _, _, err := k.Key(); err == nil {
+			t.Errorf("%s with a kid is taken", c.alg)
+		}
+	}
+	for name, c := range map[string]PublicKey{
+		"an even exponent":  {"kty": "RSA", "alg": RSAOAEP, "n": base64.RawURLEncoding.EncodeToString(small.N.Bytes()), "e": "AgAB" + "AA"},
+		"exponent 1":        {"kty": "RSA", "alg": RSAOAEP, "n": base64.RawURLEncoding.EncodeToString(small.N.Bytes()), "e": "AQ"},
+		"a short modulus":   {"kty": "RSA", "alg": RSAOAEP, "n": base64.RawURLEncoding.EncodeToString(small.N.Bytes()[:128]), "e": "AQAB"},
+		"a zero in front":   {"kty": "RSA", "alg": RSAOAEP, "n": base64.RawURLEncoding.EncodeToString(append([]byte{0}, small.N.Bytes()...)), "e": "AQAB"},
+		"an empty modulus":  {"kty": "RSA", "alg": RSAOAEP, "n": "", "e": "AQAB"},
+		"an empty exponent": {"kty": "RSA", "alg": RSAOAEP, "n": base64.RawURLEncoding.EncodeToString(small.N.Bytes()), "e": ""},
+		"an octet key":      {"kty": "oct", "alg": "A256KW", "k": "AA"},
+	} {
+		if _, _, err := c.Key(); err == nil {
+			t.Errorf("%s is taken", name)
+		}
+	}
+	if _, err := NewKey(&small.PublicKey, ECDH); err == nil {
+		t.Error("an RSA key for ECDH")
+	}
+	if _, err := NewKey(&p521.PublicKey, RSAOAEP); err == nil {
+		t.Error("an EC key for RSA")
 	}
 }
