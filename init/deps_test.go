@@ -121,6 +121,10 @@ var arrows = map[string]string{
 	"internal/result":        "",
 	"image":                  "",
 	"kernel-config":          "",
+	"internal/guestapi":      "",
+	"internal/imagepolicy":   "internal/evidence",
+	"internal/registryauth":  "internal/evidence",
+	"internal/secret":        "internal/evidence",
 	"internal/measure":       "internal/evidence",
 	"internal/tee":           "internal/evidence",
 	"internal/tee/configfs":  "internal/tee internal/evidence",
@@ -138,7 +142,7 @@ var arrows = map[string]string{
 	"qemu/vhostvsock":        "",
 	"internal/demo":          "image internal/evidence internal/kbs/kbsserver internal/manifest internal/psp internal/verify",
 	"test/probe":             "",
-	"init": "image internal/cmdline internal/evidence internal/guest internal/kbs internal/manifest internal/result internal/sink internal/source " +
+	"init": "image internal/cmdline internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/registryauth internal/secret internal/result internal/sink internal/source " +
 		"internal/tee internal/tee/configfs internal/workload",
 	"cmd/ampoule": "image mkimage qemu internal/cmdline internal/demo internal/evidence internal/kbs/kbsserver internal/manifest internal/psp internal/result internal/verify",
 }

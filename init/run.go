@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -37,7 +38,9 @@ type run struct {
 	register  string               // bind; what the guest extended with the manifest's digest, or ""
 	binding   string               // bind; "" until the manifest is known to be the owner's
 	inputs    []*input             // resolve
+	logins    logins               // resolve
 	grant     *kbs.Grant           // attest
+	secrets   secrets              // attest
 	output    *workload.Outcome    // execute
 	started   time.Duration        // execute
 	ended     time.Duration        // execute
@@ -115,6 +118,7 @@ func (r *run) imageOptions(uri string) (o image.Options, err error) {
 			return o, fmt.Errorf("registry %s: ca: %w", reg.Host, err) // never without the pin
 		}
 	}
+	o.Login = r.logins.find(host, uri)
 	return o, nil
 }
 
@@ -168,11 +172,14 @@ func (r *run) spec() (workload.Spec, error) {
 		return s, because(result.BadImage, err)
 	}
 	c := root.image.Config
-	var err error
+	env, err := r.workloadEnv()
+	if err != nil {
+		return s, err
+	}
 	var user string
 	s.Args, s.Env, s.Cwd, user, err = workload.Command(
 		workload.ImageConfig{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, WorkingDir: c.WorkingDir, User: c.User},
-		workload.Override{Args: r.doc.Workload.Args, Env: r.doc.Workload.Env, Cwd: r.doc.Workload.Cwd, User: r.doc.Workload.User})
+		workload.Override{Args: r.doc.Workload.Args, Env: env, Cwd: r.doc.Workload.Cwd, User: r.doc.Workload.User})
 	if err != nil {
 		return s, because(result.BadImage, err)
 	}
@@ -184,6 +191,9 @@ func (r *run) spec() (workload.Spec, error) {
 		if free, err := r.memory(); err == nil {
 			s.MemoryBytes = free - memoryReserve
 		}
+	}
+	for _, f := range r.doc.Workload.Files {
+		s.Files = append(s.Files, workload.File{Path: f.Path, Data: bytes.Clone(r.secrets.open(f.Value))})
 	}
 	s.Stdout, s.Stderr = r.logs.writers(nil)
 	if r.doc.Logs == "host" {

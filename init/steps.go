@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"path/filepath"
 	"runtime/debug"
@@ -72,6 +73,9 @@ func (r *run) manifest(ctx context.Context) error {
 	}
 	if !r.sealed() && !r.opts.Allow.Has(cmdline.AllowUnsealed) {
 		return errors.New("results.recipients: is empty, so nobody could read the result; name an age recipient")
+	}
+	if r.doc.GuestAPI.Token {
+		return errors.New("guest_api.token: not supported in this build; grant the resources that the workload needs")
 	}
 	return nil
 }
@@ -153,6 +157,9 @@ func binding(atStart, measured, register string, o cmdline.Options) (string, err
 
 func (r *run) resolve(ctx context.Context) error {
 	r.inputs = inputsOf(r.doc)
+	if err := r.admit(ctx); err != nil {
+		return err
+	}
 	var all errgroup.Group
 	for _, in := range r.inputs {
 		all.Go(guarded(func() error {
@@ -212,16 +219,14 @@ func contradicts(hosts []string, broker string) error {
 }
 
 func (r *run) attest(ctx context.Context) (err error) {
-	wants := wantsOf(r.inputs)
+	wants := append(wantsOf(r.inputs), r.workloadWants()...)
 	if len(wants) == 0 {
-		return nil // nothing is encrypted: there is nobody to ask
+		return nil // nothing is encrypted, nothing granted: there is nobody to ask
 	}
-	initdata := r.initdata
-	if r.binding != result.BindLaunch && r.register != evidence.PCR8 {
-		initdata = nil // a broker holds it against the register of the launch, where it is not
+	if r.grant, err = r.ask(ctx, wants); err != nil {
+		return err
 	}
-	r.grant, err = r.exchange(ctx, r.brokers(), r.dev, initdata, wants)
-	return err
+	return r.unseal(ctx)
 }
 
 func (r *run) pull(ctx context.Context) error {
@@ -255,6 +260,20 @@ func (r *run) execute(ctx context.Context) error {
 	spec, err := r.spec()
 	if err != nil {
 		return err
+	}
+	defer r.secrets.zero()
+	if api := r.guestAPI(); api != nil {
+		spec.Listen = guestAPIAddress
+		spec.Serve = func(l net.Listener) {
+			defer func() {
+				if p := recover(); p != nil { // the workload can ask again, and learns nothing
+					r.private.Error("guest API", "panic", p)
+				}
+			}()
+			if err := api.Serve(ctx, l); err != nil && !errors.Is(err, net.ErrClosed) {
+				r.private.Warn("guest API", "error", err)
+			}
+		}
 	}
 	r.started = r.uptime()
 	out, err := r.runWorkload(ctx, spec)

@@ -32,6 +32,9 @@ const (
 	defaultLogs    = "sealed"
 )
 
+// KeyTypes are the kinds of keys that a broker can seal to, as Broker.KeyType names them.
+var KeyTypes = []string{"ECDH-ES+A256KW-P256", "ECDH-ES+A256KW-P521", "RSA-OAEP-256"}
+
 // The permissions that relax Parse; package cmdline has the same names.
 const (
 	allowTag  = "tag"
@@ -48,9 +51,11 @@ type Manifest struct {
 	Network       string // "none"
 	Resources     Resources
 	Results       Results
-	Brokers       []Broker   // every one that a resource names, and those that only "kbs" lists
-	Registries    []Registry // what is pinned of some registries; others may be used as well
-	Logs          string     // "sealed" or "host": where the workload's output goes
+	GuestAPI      GuestAPI
+	ImagePolicy   *BrokerResource // a containers-policy.json that every image must satisfy; nil: digests alone count
+	Brokers       []Broker        // every one that a resource names, and those that only "kbs" lists
+	Registries    []Registry      // what is said of some registries; others may be used as well
+	Logs          string          // "sealed" or "host": where the workload's output goes
 
 	// Consumers are the PKIX keys (DER) of Cocos' result_consumers. This build cannot seal to them: such a manifest
 	// has no recipients, and the caller says so or refuses.
@@ -64,7 +69,7 @@ type Resource struct {
 	Type      string // "oci-image"
 	URI       string // docker://host[:port]/repository[:tag][@sha256:…], as written
 	Encrypted bool   // a layer in clear is refused; Broker is set then
-	KeyPath   string // repository/type/tag at the broker; empty (Cocos' spellings only): the image says
+	KeyPath   string // repository/type/tag at the broker, also where it is written as kbs:///…; empty (Cocos' spellings only): the image says
 	Broker    string // URL of one of Manifest.Brokers; empty unless Encrypted
 	Filename  string // of a dataset below /cocos/datasets; empty: as in the image
 
@@ -85,7 +90,37 @@ type Workload struct {
 	Env  map[string]string
 	User string // user[:group], by name or number
 	Cwd  string // absolute
+
+	// Files are laid into the sandbox, for the workload alone to read.
+	Files []File
+
+	// SealedBroker is the URL of the broker that opens the sealed values of Env and Files; empty where there are none.
+	SealedBroker string
 }
+
+// File is one that the workload finds besides the image's and the datasets.
+type File struct {
+	Path  string // absolute; not below /cocos/datasets, /cocos/results, /dev, /proc or /sys
+	Value string // its bytes, or a sealed secret, "sealed.…", which stands for them
+}
+
+// BrokerResource names one resource of a key broker.
+type BrokerResource struct {
+	Broker string // URL of one of Manifest.Brokers
+	Path   string // repository/type/tag
+}
+
+// GuestAPI is what the workload may ask of the machine at 127.0.0.1:8006, as package guestapi has it. With nothing
+// granted there is no such address.
+type GuestAPI struct {
+	Resources   []BrokerResource // no path twice: the workload names a path and no broker
+	Token       bool             // a broker's token, and the key that it is bound to
+	TokenBroker string           // URL of one of Manifest.Brokers; empty unless Token
+	Evidence    bool             // evidence for values of the workload's choice, under a label of their own
+}
+
+// Granted reports whether anything is.
+func (g GuestAPI) Granted() bool { return len(g.Resources) > 0 || g.Token || g.Evidence }
 
 // Resources are limits of the workload; 0 leaves them to init.
 type Resources struct {
@@ -106,12 +141,17 @@ type Broker struct {
 	URL  string // https://host[:port][/path] or http://…, normalised: lower case, no default port, no slash at the end
 	CA   []byte // PEM; empty: not pinned
 	SPKI []byte // SHA-256 of its SubjectPublicKeyInfo, 32 bytes; empty: not pinned
+
+	// KeyType is the kind of key that it seals to: one of the KeyTypes; empty: the first of them.
+	KeyType string
 }
 
-// Registry is what is pinned of a registry.
+// Registry is what is said of a registry: its certificates, its credentials, or both.
 type Registry struct {
 	Host string // host[:port], as in URIs
-	CA   []byte // PEM
+	CA   []byte // PEM; empty: not pinned
+
+	Credentials *BrokerResource // a containers-auth.json; nil: none
 }
 
 // Raw is the manifest's exact bytes. They must not be changed.
@@ -132,7 +172,7 @@ func parse(b []byte, allow func(string) bool) (*Manifest, []*node, error) {
 	if allow == nil {
 		allow = func(string) bool { return false }
 	}
-	r := &reader{allow: allow}
+	r := &reader{allow: allow, places: map[*Resource]place{}}
 	root := r.tree(b)
 	if len(r.problems) > 0 {
 		return nil, nil, r.problems

@@ -111,7 +111,7 @@ func TestParseReadsOwnSpelling(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(m.Registries) != 1 || !bytes.HasPrefix(m.Registries[0].CA, []byte("-----BEGIN")) {
-		t.Fatalf("registries: %q", m.Registries)
+		t.Fatalf("registries: %+v", m.Registries)
 	}
 	m.Registries[0].CA = nil
 	want := &Manifest{

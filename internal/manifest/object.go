@@ -42,6 +42,15 @@ func (o *object) get(name string, kind byte) *node {
 	return n
 }
 
+// member is the member of that name, of whatever kind.
+func (o *object) member(name string) *node {
+	if o == nil {
+		return nil
+	}
+	o.known[name] = true
+	return o.members[name]
+}
+
 // text is a string without control characters; absent is empty.
 func (o *object) text(name string) string {
 	if n := o.get(name, '"'); n != nil {

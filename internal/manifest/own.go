@@ -17,7 +17,7 @@ func (r *reader) own(o *object, m *Manifest) {
 		r.problem(n.path, "is %.20s, want 1", n.text)
 	}
 	r.identify(o, m, "computation_id")
-	o.later("runtime", "images")
+	o.later("runtime")
 	var wishes []wish
 	if a := r.algorithm(o); a != nil {
 		res := r.where(a, false)
@@ -43,7 +43,10 @@ func (r *reader) own(o *object, m *Manifest) {
 	r.workload(o, m)
 	r.limits(o.child("resources"), m)
 	r.results(o.child("results"), m)
-	r.registries(o, m)
+	r.registries(o, m, general)
+	r.images(o, m, general)
+	r.guestAPI(o.child("guest_api"), m, general)
+	r.sealed(o, m, general)
 	switch o.text("logs") {
 	case "", "sealed":
 	case "host":
@@ -80,7 +83,10 @@ func (r *reader) brokers(o *object, m *Manifest) []string {
 		if e == nil {
 			continue
 		}
-		b := Broker{URL: r.url(e, "url"), CA: r.certificates(e, "ca"), SPKI: r.hexDigest(e, "spki", 32)}
+		b := Broker{URL: r.url(e, "url"), CA: r.certificates(e, "ca"), SPKI: r.hexDigest(e, "spki", 32), KeyType: e.text("key_type")}
+		if b.KeyType != "" && !slices.Contains(KeyTypes, b.KeyType) {
+			r.problem(e.path("key_type"), "%.40q: want one of %s", b.KeyType, strings.Join(KeyTypes, ", "))
+		}
 		e.later("resources")
 		e.done()
 		switch {
@@ -140,6 +146,7 @@ func (r *reader) workload(o *object, m *Manifest) {
 	if w.Cwd != "" && (!path.IsAbs(w.Cwd) || path.Clean(w.Cwd) != w.Cwd) {
 		r.problem(o.path("cwd"), "%.200q: want an absolute path without . or ..", w.Cwd)
 	}
+	w.Files = r.files(o)
 	if env := o.child("env"); env != nil {
 		w.Env = map[string]string{}
 		for _, name := range slices.Sorted(maps.Keys(env.members)) {
@@ -224,13 +231,13 @@ func (r *reader) recipients(o *object) []string {
 	return all
 }
 
-func (r *reader) registries(o *object, m *Manifest) {
+func (r *reader) registries(o *object, m *Manifest, general []string) {
 	for _, n := range o.list("registries") {
 		e := r.object(n)
 		if e == nil {
 			continue
 		}
-		e.later("mirrors", "credentials")
+		e.later("mirrors")
 		reg := Registry{Host: e.text("host"), CA: r.certificates(e, "ca")}
 		if err := checkHost(reg.Host); err != nil {
 			r.problem(e.path("host"), "%v", err)
@@ -238,8 +245,10 @@ func (r *reader) registries(o *object, m *Manifest) {
 		if slices.ContainsFunc(m.Registries, func(other Registry) bool { return other.Host == reg.Host }) {
 			r.problem(e.path("host"), "%.200q: is listed twice", reg.Host)
 		}
-		if !e.has("ca") {
-			r.problem(e.path("ca"), "is missing: nothing is said of the registry")
+		if n := e.member("credentials"); n != nil {
+			reg.Credentials = r.brokerResource(m, n, general)
+		} else if !e.has("ca") {
+			r.problem(e.path("ca"), "is missing, and so are credentials: nothing is said of the registry")
 		}
 		e.done()
 		m.Registries = append(m.Registries, reg)

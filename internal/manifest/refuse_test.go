@@ -97,7 +97,7 @@ func TestParseRefuses(t *testing.T) {
 		"a certificate that is none":           {own(`,"kbs":[{"url":"https://b.example","ca":"hello"}]`), "kbs[0].ca: is not PEM of certificates alone"},
 		"a secret key as certificate":          {own(`,"registries":[{"host":"r.example","ca":"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"}]`), "registries[0].ca: is not PEM of certificates alone"},
 		"a registry of which nothing is said":  {own(`,"registries":[{"host":"r.example"}]`), "registries[0].ca: is missing"},
-		"registry credentials":                 {own(`,"registries":[{"host":"r.example","credentials":"a/b/c"}]`), "registries[0].credentials: is not supported in this build"},
+		"credentials without a broker":         {own(`,"registries":[{"host":"r.example","credentials":"a/b/c"}]`), "registries[0].credentials: names no key broker, and the manifest has 0 for all"},
 		"two datasets of one name":             {own(`,"datasets":[{"uri":"` + pinnedURI + `","filename":"x"},{"uri":"` + pinnedURI + `","filename":"x"}]`), `datasets[1].filename: "x": is datasets[0].filename as well`},
 		"a dataset's name with a slash":        {own(`,"datasets":[{"uri":"` + pinnedURI + `","filename":"../x"}]`), "datasets[0].filename:"},
 		"a dataset to decompress":              {own(`,"datasets":[{"uri":"` + pinnedURI + `","decompress":true}]`), "datasets[0].decompress: is not supported in this build"},

@@ -51,9 +51,11 @@ func (r *reader) where(o *object, onlySource bool) *Resource {
 	if res.KeyPath == "" {
 		return res
 	}
-	if err := checkKeyPath(res.KeyPath); err != nil {
-		r.problem(src.path("kbs_resource_path"), "%v", err)
-	} else if !res.Encrypted {
+	at, ok := r.place(src.path("kbs_resource_path"), res.KeyPath)
+	if ok {
+		res.KeyPath, r.places[res] = at.path, at
+	}
+	if ok && !res.Encrypted {
 		// Taking it for a plain image would let a registry swap the encrypted one for it.
 		r.problem(src.path("encrypted"), `is not true, and kbs_resource_path names a key; say "encrypted": true or drop the key`)
 	}
@@ -141,31 +143,39 @@ func (r *reader) url(o *object, name string) string {
 // settle gives every encrypted resource its broker: its own, else the manifest's, of which there must then be one.
 func (r *reader) settle(m *Manifest, wishes []wish, general []string) {
 	for _, w := range wishes {
-		if !w.Encrypted {
-			continue
-		}
 		switch {
+		case !w.Encrypted:
 		case w.off:
 			r.problem(join(w.path, "kbs"), "is not enabled, and the resource is encrypted: nobody would give its key")
-			continue
-		case w.url != "":
-			w.Broker = w.url
-		case len(general) == 1:
-			w.Broker = general[0]
-		case len(general) > 1:
-			r.problem(join(w.path, "kbs"), "is missing: the manifest lists %d key brokers, and the resource must name one", len(general))
-			continue
 		default:
-			r.problem(join(w.path, "kbs"), `is missing: the resource is encrypted and no key broker is named; want "kbs": {"url": "https://…"} here or for all`)
-			continue
-		}
-		if !slices.ContainsFunc(m.Brokers, func(b Broker) bool { return b.URL == w.Broker }) {
-			m.Brokers = append(m.Brokers, Broker{URL: w.Broker})
-		}
-		if strings.HasPrefix(w.Broker, "http:") && !r.allow(allowHTTP) {
-			r.problem(join(w.path, "kbs"), "%s: this image allows no key broker over plain http; want https", w.Broker)
+			w.Broker = r.pick(m, join(w.path, "kbs"), w.url, general, "the resource is encrypted")
+			r.agree(r.places[w.Resource], w.Broker)
 		}
 	}
+}
+
+// pick settles which broker is asked: own, which is named at path or would be, else the only one of general; why one
+// is needed. It is empty after a problem.
+func (r *reader) pick(m *Manifest, path, own string, general []string, why string) string {
+	broker := own
+	switch {
+	case own != "":
+	case len(general) == 1:
+		broker = general[0]
+	case len(general) > 1:
+		r.problem(path, "is missing: the manifest lists %d key brokers, and the resource must name one", len(general))
+		return ""
+	default:
+		r.problem(path, `is missing: %s and no key broker is named; want "kbs": {"url": "https://…"} here or for all`, why)
+		return ""
+	}
+	if !slices.ContainsFunc(m.Brokers, func(b Broker) bool { return b.URL == broker }) {
+		m.Brokers = append(m.Brokers, Broker{URL: broker})
+	}
+	if strings.HasPrefix(broker, "http:") && !r.allow(allowHTTP) {
+		r.problem(path, "%s: this image allows no key broker over plain http; want https", broker)
+	}
+	return broker
 }
 
 // hexDigest reads n bytes in lower-case hex.

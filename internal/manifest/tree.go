@@ -39,6 +39,7 @@ type reader struct {
 	allow      func(string) bool
 	problems   Problems
 	references []*node // the strings that name images
+	places     map[*Resource]place
 
 	b      []byte
 	d      *json.Decoder

@@ -16,6 +16,7 @@ import (
 const (
 	specFD  = 3
 	faultFD = 4
+	passFD  = 5 // there only if Spec.Listen is set
 )
 
 // What the stub says on faultFD: ready just before it becomes the program, which closes the descriptor; else why there
@@ -28,17 +29,19 @@ const (
 // maxFault bounds what a stub can say, bytes.
 const maxFault = 4 << 10
 
-// pipes are the stub's files: /dev/null, stdout, stderr, the spec, and one for its fault.
+// pipes are the stub's files: /dev/null, stdout, stderr, the spec, one for its fault, and one on which it passes its
+// listener.
 type pipes struct {
 	null               *os.File
 	out, err, spec, up pipe
+	pass               pipe // a pair of sockets; empty if nothing is to be passed
 	copied             chan struct{}
 	copiers            int
 }
 
 type pipe struct{ r, w *os.File }
 
-func newPipes() (*pipes, error) {
+func newPipes(pass bool) (*pipes, error) {
 	p := &pipes{copied: make(chan struct{})}
 	var err error
 	if p.null, err = os.Open(os.DevNull); err != nil {
@@ -50,6 +53,14 @@ func newPipes() (*pipes, error) {
 			return nil, err
 		}
 	}
+	if pass {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			p.close()
+			return nil, fmt.Errorf("socket pair: %w", err)
+		}
+		p.pass = pipe{os.NewFile(uintptr(pair[0]), "pass"), os.NewFile(uintptr(pair[1]), "pass")}
+	}
 	return p, nil
 }
 
@@ -57,6 +68,9 @@ func newPipes() (*pipes, error) {
 // output.
 func (p *pipes) child() []*os.File {
 	files := []*os.File{p.null, p.out.w, p.err.w, p.spec.r, p.up.w}
+	if p.pass.w != nil {
+		files = append(files, p.pass.w)
+	}
 	for _, f := range files {
 		unix.SetNonblock(int(f.Fd()), false)
 	}
@@ -64,13 +78,15 @@ func (p *pipes) child() []*os.File {
 }
 
 func (p *pipes) closeChild() {
-	for _, f := range []*os.File{p.null, p.out.w, p.err.w, p.spec.r, p.up.w} {
-		f.Close()
+	for _, f := range []*os.File{p.null, p.out.w, p.err.w, p.spec.r, p.up.w, p.pass.w} {
+		if f != nil {
+			f.Close()
+		}
 	}
 }
 
 func (p *pipes) close() {
-	for _, f := range []*os.File{p.null, p.out.r, p.out.w, p.err.r, p.err.w, p.spec.r, p.spec.w, p.up.r, p.up.w} {
+	for _, f := range []*os.File{p.null, p.out.r, p.out.w, p.err.r, p.err.w, p.spec.r, p.spec.w, p.up.r, p.up.w, p.pass.r, p.pass.w} {
 		if f != nil {
 			f.Close()
 		}

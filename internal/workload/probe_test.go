@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -92,10 +94,48 @@ func probe(args []string) int {
 			}
 		}
 		fmt.Println(n)
+	case "fetch": // what stands at each address
+		said := map[string]string{}
+		for _, url := range args[1:] {
+			said[url] = fetch(url)
+		}
+		return say(said)
+	case "files":
+		said := map[string]string{}
+		for _, path := range args[1:] {
+			said[path] = tryFile(path)
+		}
+		return say(said)
 	case "fill":
 		return say(map[string]int64{"/tmp": fill("/tmp"), "/dev/shm": fill("/dev/shm"), "/cocos/results": fill("/cocos/results")})
 	}
 	return 0
+}
+
+func fetch(url string) string {
+	resp, err := http.Get(url)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return fmt.Sprintf("%d %s %v", resp.StatusCode, b, err)
+}
+
+// tryFile reads a file, and then tries all that must not work on it.
+func tryFile(path string) string {
+	b, err := os.ReadFile(path)
+	said := fmt.Sprintf("%q %v", b, err)
+	fi, err := os.Stat(path)
+	if err == nil {
+		said += " " + fi.Mode().String()
+	}
+	for _, err := range []error{os.WriteFile(path, nil, 0), os.Remove(path), os.Chmod(path, 0o777), os.Rename(path, path+"2")} {
+		if err == nil {
+			said += " changed"
+		}
+	}
+	return said
 }
 
 func say(v any) int {

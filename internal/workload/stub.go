@@ -26,11 +26,17 @@ type order struct {
 	Args, Env                             []string
 	UID, GID                              int
 	ScratchBytes                          int64
+	Files                                 []fileOrder
+	Listen                                string
 }
 
 func orderOf(s Spec) order {
 	o := order{Root: s.Root, Cwd: s.Cwd, Datasets: s.Datasets, Results: s.Results, Scratch: s.Scratch,
-		Args: s.Args, Env: s.Env, UID: s.UID, GID: s.GID, ScratchBytes: s.ScratchBytes}
+		Args: s.Args, Env: s.Env, UID: s.UID, GID: s.GID, ScratchBytes: s.ScratchBytes,
+		Listen: s.Listen}
+	for _, f := range s.Files {
+		o.Files = append(o.Files, fileOrder{f.Path, f.Data})
+	}
 	if o.Cwd == "" {
 		o.Cwd = defaultCwd
 	}
@@ -75,6 +81,7 @@ func become(up io.Writer) error {
 		{"cgroup namespace", ownCgroup},
 		{"host name", func(*order) error { return unix.Sethostname([]byte("ampoule")) }},
 		{"loopback", func(*order) error { return loopbackUp() }},
+		{"listen", passListener},
 		{"root", makeRoot},
 		{"signals", func(*order) error { return defaultSignals() }},
 		{"limits", func(*order) error { return setLimits() }},

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"syscall"
@@ -31,6 +32,14 @@ type Spec struct {
 	Datasets string   // folder, seen read-only as /cocos/datasets
 	Results  string   // folder, seen as /cocos/results and given to UID; MountBounded bounds it
 	Scratch  string   // an empty folder on which the sandbox mounts its scratch
+
+	Files []File // laid over the image, read-only, for UID alone to read
+
+	// Listen is a loopback address and port, like 127.0.0.1:8006, at which Serve answers the sandbox; "" is none. It is
+	// bound before the program starts, so that the program finds it and cannot take it. Serve runs in a goroutine of its
+	// own and must return soon after its listener is closed, which Run does when the program has ended.
+	Listen string
+	Serve  func(net.Listener)
 
 	ScratchBytes int64 // what may be written besides results, /tmp and /dev/shm included; 0: half of the memory
 	MemoryBytes  int64 // of all processes, and of what they write, 8 MiB or more; 0: no limit but the machine's
@@ -72,7 +81,7 @@ func Run(ctx context.Context, r *guest.Reaper, s Spec) (out Outcome, err error) 
 	}
 	defer group.remove()
 
-	p, err := newPipes()
+	p, err := newPipes(s.Listen != "")
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -90,6 +99,7 @@ func Run(ctx context.Context, r *guest.Reaper, s Spec) (out Outcome, err error) 
 	}
 	p.closeChild()
 	said := p.talk(s)
+	served := p.serve(s, child.Kill)
 
 	status, err := child.Wait(ctx)
 	if err != nil {
@@ -104,8 +114,12 @@ func Run(ctx context.Context, r *guest.Reaper, s Spec) (out Outcome, err error) 
 		out.Deadline = status.Signaled() && status.Signal() == unix.SIGKILL
 	}
 	p.drain()
+	unserved := served.end()
 	if err := <-said; err != nil && !out.Deadline {
 		return Outcome{}, err
+	}
+	if unserved != nil && !out.Deadline {
+		return Outcome{}, unserved
 	}
 	if status.Signaled() {
 		out.Signal = signalName(status.Signal())
@@ -126,8 +140,15 @@ func (s *Spec) check() error {
 		return fmt.Errorf("%w: its limit is %d processes and threads; the sandbox itself needs %d", ErrProgram, s.PIDs, minPIDs)
 	case s.MemoryBytes != 0 && s.MemoryBytes < minMemory:
 		return fmt.Errorf("%w: its limit is %d bytes of memory; the sandbox itself needs %d", ErrProgram, s.MemoryBytes, minMemory)
+	case (s.Listen == "") != (s.Serve == nil):
+		return errors.New("sandbox: want both of Listen and Serve, or neither")
 	}
-	return nil
+	if s.Listen != "" {
+		if err := checkListen(s.Listen); err != nil {
+			return err
+		}
+	}
+	return checkFiles(s.Files)
 }
 
 func signalName(s syscall.Signal) string {
