@@ -77,6 +77,7 @@ type flow struct {
 	allowed  evidence.Measurement // by the broker's policy; zero: the launch's
 	refuse   error                // of the host, when the result comes
 	bound    []byte               // what HOST_DATA is of; nil: the manifest
+	grants   []string             // resources that the broker's policy gives besides the two keys
 	outcome  workload.Outcome
 	started  bool
 	asked    bool
@@ -140,7 +141,7 @@ func (f *flow) boot() {
 	if f.allowed == (evidence.Measurement{}) {
 		f.allowed = f.launch.Measurement
 	}
-	if err := f.world.Allow(f.allowed, f.bound, demo.AlgorithmKey, demo.DatasetKey); err != nil {
+	if err := f.world.Allow(f.allowed, f.bound, append([]string{demo.AlgorithmKey, demo.DatasetKey}, f.grants...)...); err != nil {
 		f.Fatal(err)
 	}
 	f.m, f.peer, f.console = bareMachine()
