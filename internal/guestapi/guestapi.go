@@ -21,6 +21,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Version is what /info calls the API's.
@@ -42,10 +43,13 @@ type API struct {
 	// Token gives a broker's token and the key that it is bound to, PEM.
 	Token func(ctx context.Context) (token string, keyPEM []byte, err error)
 
-	// Evidence gives the evidence JSON of §2 for a report data.
+	// Evidence gives the evidence JSON of §2 for a report data. It is called by one goroutine at a time: the hardware is
+	// slow, and its firmware may shut out who asks too often.
 	Evidence func(ctx context.Context, reportData [64]byte) ([]byte, error)
 
 	TEE string // kind of the machine, as brokers spell it; /info gives it where anything of /aa is granted
+
+	asking sync.Mutex // held around Evidence
 }
 
 // ReportData is what the evidence for a workload's runtime data carries: SHA-512 over "ampoule workload evidence
@@ -218,12 +222,21 @@ func (a *API) evidence(w http.ResponseWriter, r *http.Request, query map[string]
 		answer(w, octetStream, nil)
 		return
 	}
-	b, err := a.Evidence(r.Context(), ReportData(data))
+	b, err := a.oneEvidence(r.Context(), ReportData(data))
 	if err != nil {
 		failed(w, err)
 		return
 	}
 	answer(w, octetStream, b)
+}
+
+func (a *API) oneEvidence(ctx context.Context, reportData [64]byte) ([]byte, error) {
+	a.asking.Lock()
+	defer a.asking.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, err // who asked has gone, and nobody would read it
+	}
+	return a.Evidence(ctx, reportData)
 }
 
 var errQuery = errors.New("query")

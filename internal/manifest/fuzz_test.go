@@ -16,6 +16,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(load(f, name))
 	}
 	f.Add([]byte(own(`,"args":["\ud83d\ude00\n"],"env":{"A":"\u0041"},"network":"none"`)))
+	f.Add([]byte(encrypted("kbs://k.example/a/b/c", `,"kbs_url":"https://k.example","guest_api":{"resources":["kbs:///a/b/c",{"kbs":"https://l.example","path":"a/b/d"}],"token":true},"files":[{"path":"/x","value":"sealed.a.b.c"}],"images":{"policy":"a/b/c"}`)))
 	f.Add([]byte(`{"version":1,"a":1,"A":2,"algorithm":{}}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if _, err := Parse(raw, nil); err != nil && strings.TrimSpace(err.Error()) == "" {

@@ -7,6 +7,7 @@ package registryauth
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -27,7 +28,7 @@ const (
 
 // Credentials are those of one file. They are secret; nobody else has the bytes.
 type Credentials struct {
-	exact    map[string]*credential // by registry[/path] as the file has it
+	exact    map[string]*credential // by registry[/path]
 	registry map[string]*credential // by registry alone, as old files name it
 }
 
@@ -60,6 +61,7 @@ func Parse(b []byte) (_ *Credentials, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry credentials: %w; only auths is read, neither helpers nor stores", err)
 	}
+	defer clear(top["auths"])
 	auths, err := object(top["auths"])
 	if err != nil {
 		return nil, fmt.Errorf("registry credentials: auths: %w", err)
@@ -69,20 +71,33 @@ func Parse(b []byte) (_ *Credentials, err error) {
 	}
 	for _, key := range slices.Sorted(maps.Keys(auths)) {
 		one, err := entry(auths[key])
+		clear(auths[key])
+		if err == nil {
+			err = c.add(key, one)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("registry credentials: auths[%.200q]: %w", key, err)
 		}
-		c.exact[key] = one
-		name, ok := registryOf(key)
-		if !ok {
-			continue
-		}
-		if other := c.registry[name]; other != nil && !other.equal(one) {
-			return nil, fmt.Errorf("registry credentials: auths[%.200q]: another entry has different credentials for %.200s; keep one", key, name)
-		}
-		c.registry[name] = one
 	}
 	return c, nil
+}
+
+// add puts one entry where For looks for it. Two entries of one meaning must say the same.
+func (c *Credentials) add(key string, one *credential) error {
+	name, whole := registryOf(key)
+	host, path, _ := strings.Cut(key, "/")
+	at := strings.TrimSuffix(strings.ToLower(host)+"/"+path, "/") // of a URL it is no path that a reference could have
+	for _, other := range []*credential{c.exact[at], c.registry[name]} {
+		if other != nil && !other.equal(one) {
+			one.zero()
+			return fmt.Errorf("another entry has different credentials for %.200s; keep one", cmp.Or(name, at))
+		}
+	}
+	c.exact[at] = one
+	if whole {
+		c.registry[name] = one
+	}
+	return nil
 }
 
 // object is evidence.Object for what must not be quoted.
@@ -147,11 +162,15 @@ func (c *Credentials) For(ref string) (user, password string, ok bool) {
 // Zero overwrites and forgets everything.
 func (c *Credentials) Zero() {
 	for _, one := range c.exact {
-		clear(one.user)
-		clear(one.password)
+		one.zero()
 	}
 	clear(c.exact)
 	clear(c.registry)
+}
+
+func (c *credential) zero() {
+	clear(c.user)
+	clear(c.password)
 }
 
 func (c *credential) equal(other *credential) bool {

@@ -26,7 +26,8 @@ func file(pairs ...string) []byte {
 
 func TestLongestPathWins(t *testing.T) {
 	c, err := Parse(file("r.example", "host:1", "r.example/team", "team:2", "r.example/team/app", "app:3",
-		"r.example:5000", "port:4", "https://index.docker.io/v1/", "hub:5", "http://old.example/v2/x", "old:6", "only.example/path", "part:7\r\n"))
+		"r.example:5000", "port:4", "https://index.docker.io/v1/", "hub:5", "http://old.example/v2/x", "old:6", "only.example/path", "part:7\r\n", "Upper.Example/x", "case:8",
+		"https://url.example:5000", "url:9", "https://url.example:5001/", "url:10"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,6 +47,9 @@ func TestLongestPathWins(t *testing.T) {
 		"docker://registry-1.docker.io/python":                             "hub:5",
 		"old.example/anything":                                             "old:6",
 		"only.example/path/a":                                              "part:7",
+		"url.example:5000/x":                                               "url:9",
+		"url.example:5001/x":                                               "url:10",
+		"upper.example/x/y":                                                "case:8",
 		"only.example/other":                                               "",
 		"docker://other.example/x":                                         "",
 		"":                                                                 "",
@@ -81,6 +85,7 @@ func TestParseRefuses(t *testing.T) {
 		"no colon":           {`{"auths":{"a":{"auth":"` + auth("hunter2") + `"}}}`, "not user:password"},
 		"no user":            {`{"auths":{"a":{"auth":"` + auth(":hunter2") + `"}}}`, "not user:password"},
 		"two of one meaning": {string(file("docker.io", "a:b", "https://index.docker.io/v1/", "a:hunter2")), "another entry has different credentials for index.docker.io"},
+		"two in two cases":   {string(file("r.example/x", "a:b", "R.example/x", "a:hunter2")), "another entry has different credentials for r.example/x"},
 		"over the bound":     {`{"auths":{}}` + strings.Repeat(" ", MaxSize), "at most"},
 	} {
 		t.Run(name, func(t *testing.T) {
