@@ -10,5 +10,6 @@ import (
 
 // teeDrivers are tried in order; the first whose hardware is there is the TEE of this boot.
 var teeDrivers = []tee.Driver{
+	configfs.TDX,
 	configfs.SNP,
 }
