@@ -129,6 +129,9 @@ var arrows = map[string]string{
 	"internal/tee":           "internal/evidence",
 	"internal/tee/configfs":  "internal/tee internal/evidence",
 	"internal/tee/fake":      "internal/tee internal/evidence",
+	"internal/tee/sample":    "internal/tee internal/evidence",
+	"internal/tee/vtpm":      "internal/tee internal/evidence",
+	"internal/paravisor":     "internal/evidence",
 	"internal/guest":         "internal/cmdline",
 	"internal/source":        "internal/cmdline",
 	"internal/sink":          "internal/result",
@@ -142,6 +145,7 @@ var arrows = map[string]string{
 	"qemu/vhostvsock":        "",
 	"internal/demo":          "image internal/evidence internal/kbs/kbsserver internal/manifest internal/psp internal/verify",
 	"test/probe":             "",
+	"test/quoter":            "internal/guest",
 	"init": "image internal/cmdline internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/registryauth internal/secret internal/result internal/sink internal/source " +
 		"internal/tee internal/tee/configfs internal/workload",
 	"cmd/ampoule": "image mkimage qemu internal/cmdline internal/demo internal/evidence internal/kbs/kbsserver internal/manifest internal/psp internal/result internal/verify",

@@ -63,6 +63,16 @@ func (d chipDevice) Evidence(_ context.Context, reportData [64]byte) (evidence.E
 	return evidence.Evidence{Kind: evidence.SNP, Report: report, Aux: certs}, err
 }
 
+// quoteDevice is a simulated TDX guest.
+type quoteDevice struct{ chipDevice }
+
+func (quoteDevice) Kind() evidence.Kind { return evidence.TDX }
+
+func (d quoteDevice) Evidence(_ context.Context, data [64]byte) (evidence.Evidence, error) {
+	q, err := d.chip.Quote(d.launch, data)
+	return evidence.Evidence{Kind: evidence.TDX, Report: q}, err
+}
+
 // A flow is a boot in which the registry, the broker, the images, the evidence and the result are real, and only the
 // kernel and the workload are not.
 type flow struct {
@@ -379,4 +389,32 @@ func TestUndelivered(t *testing.T) {
 	if f.peer.receipt != nil {
 		t.Error("a receipt was delivered for a result that was not")
 	}
+}
+
+// TestTDXBoot: the same boot on the other TEE, bound by MRCONFIGID; under the vendors' own roots its receipt is worth nothing.
+func TestTDXBoot(t *testing.T) {
+	f := newFlow(t)
+	f.tamper = func(m *machine) {
+		m.openTEE = func() (tee.Device, error) { return quoteDevice{chipDevice{f.world.PSP, f.launch}}, nil }
+	}
+	f.boot()
+	f.ends("", result.OK, true)
+	root, err := verify.LoadIntelRoot(f.world.PSP.TDXRootPEM())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := verify.Expect{Intel: root, Measurements: []evidence.Measurement{f.launch.Measurement}, Manifest: f.raw}
+	if v, err := verify.Receipt(f.peer.receipt, want); err != nil || !v.Proven || !v.Simulated || v.Statement.Predicate.Binding != result.BindLaunch {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if _, err := verify.Receipt(f.peer.receipt, verify.Expect{}); err == nil {
+		t.Error("the receipt holds under Intel's root")
+	}
+	other := newFlow(t)
+	other.bound = []byte("another manifest")
+	other.tamper = func(m *machine) {
+		m.openTEE = func() (tee.Device, error) { return quoteDevice{chipDevice{other.world.PSP, other.launch}}, nil }
+	}
+	other.boot()
+	other.ends("bind", result.NotBound, false)
 }

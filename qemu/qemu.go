@@ -48,6 +48,7 @@ type Config struct {
 	Manifest                []byte // given to the guest as it is
 	HostData                [32]byte
 	Simulated               bool          // serve the simulated secure processor on vsock port psp.Port
+	TEE                     evidence.Kind // what it plays: evidence.SNP, which "" is as well, or evidence.TDX
 	PSPDir                  string        // where its chip is kept
 	UserNet                 bool          // see Devices
 	Timeout                 time.Duration // of the whole VM; 0 is an hour
@@ -86,9 +87,21 @@ type Report struct {
 	Exited      time.Time
 }
 
+// simulatesTDX has the simulation kernel register its reports as those of TDX.
+const simulatesTDX = " tsm_sim.format=tdx"
+
+// commandLine is what the kernel gets, and what is measured: which TEE is simulated is the launcher's choice, and one
+// image serves for all.
+func (cfg *Config) commandLine() string {
+	if cfg.TEE == evidence.TDX {
+		return cfg.Cmdline + simulatesTDX
+	}
+	return cfg.Cmdline
+}
+
 // Measurement predicts what the simulated processor will report for cfg.
 func (cfg *Config) Measurement() (evidence.Measurement, error) {
-	l := measure.Launch{Cmdline: cfg.Cmdline, VCPUs: cfg.Shape.VCPUs}
+	l := measure.Launch{Cmdline: cfg.commandLine(), VCPUs: cfg.Shape.VCPUs}
 	for _, f := range []struct {
 		dst  *[]byte
 		path string
@@ -132,6 +145,12 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 func (cfg *Config) prepare() error {
 	if err := cfg.Shape.check(); err != nil {
 		return err
+	}
+	switch {
+	case cfg.TEE != "" && cfg.TEE != evidence.SNP && cfg.TEE != evidence.TDX:
+		return fmt.Errorf("TEE %q: want %s, %s or none", cfg.TEE, evidence.SNP, evidence.TDX)
+	case cfg.TEE == evidence.TDX && !cfg.Simulated:
+		return fmt.Errorf("TEE %q: this launcher can only simulate it", cfg.TEE)
 	}
 	if cfg.QEMU == "" {
 		cfg.QEMU = DefaultBinary

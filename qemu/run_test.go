@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ampoule-vm/ampoule/internal/evidence"
 )
 
 const patience = 20 * time.Second
@@ -225,6 +227,8 @@ func TestRunRefuses(t *testing.T) {
 		"little for OVMF":     {func(c *Config) { c.Shape.MemoryMiB, c.Shape.Firmware = 128, "f" }, "OVMF"},
 		"an accelerator":      {func(c *Config) { c.Shape.Accel = "hvf" }, "accelerator"},
 		"a kernel to measure": {func(c *Config) { c.Simulated = true }, "measure launch"},
+		"a TEE":               {func(c *Config) { c.Simulated, c.TEE = true, "sgx" }, `TEE "sgx"`},
+		"a real TDX":          {func(c *Config) { c.TEE = evidence.TDX }, "only simulate"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tmp(t)
@@ -267,6 +271,16 @@ func TestMeasurementIsOfTheFiles(t *testing.T) {
 	second, err := cfg.Measurement()
 	if err != nil || first == second {
 		t.Errorf("%s, %s, %v", first, second, err)
+	}
+	cfg.TEE = evidence.SNP
+	snp, err := cfg.Measurement()
+	if err != nil || snp != second {
+		t.Errorf("SNP is not the default: %s, %s, %v", second, snp, err)
+	}
+	cfg.TEE = evidence.TDX
+	tdx, err := cfg.Measurement()
+	if err != nil || tdx == snp {
+		t.Errorf("the simulated TEE is not measured: %s, %v", tdx, err)
 	}
 	cfg.Shape.Firmware = dir + "/f"
 	os.WriteFile(cfg.Shape.Firmware, nil, 0o644)

@@ -79,7 +79,7 @@ type builtImage struct {
 func (b *builtImage) get(t *testing.T, o mkimage.Options) (string, *mkimage.Info) {
 	t.Helper()
 	b.once.Do(func() {
-		b.dir = filepath.Join(work, "image-"+o.Profile+strings.Join(o.Tags, "-"))
+		b.dir = filepath.Join(work, "image-"+o.Profile+strings.Join(o.Tags, "-")+strings.ReplaceAll(o.InitPackage, "/", "-"))
 		o.Out, o.SourceDir, o.Progress, o.KernelSource = b.dir, "..", os.Stderr, os.Getenv("KERNEL_SOURCE")
 		b.info, b.err = mkimage.Build(context.Background(), o)
 	})

@@ -76,13 +76,17 @@ func NewWorld(ctx context.Context, dir, pspDir string, wrap func(http.Handler) h
 	if err != nil {
 		return nil, err
 	}
+	intel, err := verify.LoadIntelRoot(w.PSP.TDXRootPEM())
+	if err != nil {
+		return nil, err
+	}
 	if w.Identity, err = age.GenerateX25519Identity(); err != nil {
 		return nil, err
 	}
 	if w.audit, err = os.OpenFile(filepath.Join(dir, "broker.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644); err != nil {
 		return nil, err
 	}
-	broker, err := kbsserver.New(kbsserver.Config{Dir: w.kbsDir(), Roots: []verify.Root{root}, Log: slog.New(slog.NewTextHandler(w.audit, nil))})
+	broker, err := kbsserver.New(kbsserver.Config{Dir: w.kbsDir(), Roots: []verify.Root{root}, Intel: intel, Log: slog.New(slog.NewTextHandler(w.audit, nil))})
 	if err != nil {
 		return nil, err
 	}

@@ -1,9 +1,6 @@
 package evidence
 
-import (
-	"crypto/sha256"
-	"fmt"
-)
+import "fmt"
 
 // A Launch is what the hardware says of how the machine was started, and the register that ties an initdata document
 // to it. It comes from this machine's own TEE; nothing is verified here.
@@ -47,15 +44,6 @@ func (l Launch) Empty() bool {
 // Holds says that the register holds the SHA-256 digest of an initdata document in the form that this register has
 // (wire/SPEC.md §3): as it is, or padded with zeros, or for PCR 8 extended into it once.
 func (l Launch) Holds(digest [32]byte) bool {
-	return l.Register != "" && string(l.InitData) == string(l.want(digest))
-}
-
-func (l Launch) want(digest [32]byte) []byte {
-	if l.Register == PCR8 {
-		sum := sha256.Sum256(append(make([]byte, 32), digest[:]...))
-		return sum[:]
-	}
-	out := make([]byte, len(l.InitData))
-	copy(out, digest[:])
-	return out
+	want := InRegister(l.Register, digest[:])
+	return want != nil && string(want) == string(l.InitData)
 }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -90,4 +92,31 @@ func testQuoteHeader() []byte {
 	b := make([]byte, 48)
 	b[0], b[2], b[4] = 4, 2, 0x81
 	return b
+}
+
+// TestRecordedRegisters: what each register holds of the recorded initdata documents.
+func TestRecordedRegisters(t *testing.T) {
+	var vectors map[string]struct {
+		Digest     string `json:"digest"`
+		HostData   string `json:"snp_host_data"`
+		MRConfigID string `json:"tdx_mrconfigid"`
+		PCR8       string `json:"azure_pcr8"`
+	}
+	if err := json.Unmarshal(shared(t, "vectors/kbs/initdata.json"), &vectors); err != nil {
+		t.Fatal(err)
+	}
+	if len(vectors) != 2 {
+		t.Fatalf("%d documents, want 2", len(vectors))
+	}
+	for name, v := range vectors {
+		digest, err := hex.DecodeString(v.Digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for register, want := range map[string]string{HostData: v.HostData, MRConfigID: v.MRConfigID, PCR8: v.PCR8, RTMR3: "", "": ""} {
+			if got := hex.EncodeToString(InRegister(register, digest)); got != want {
+				t.Errorf("%s in %q: %s, want %s", name, register, got, want)
+			}
+		}
+	}
 }

@@ -34,27 +34,42 @@ func New(dir string) (*PSP, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("simulated PSP: %w", err)
 	}
-	path := filepath.Join(dir, chainFile)
-	p, err := load(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := create(dir, path); err != nil {
-			return nil, fmt.Errorf("make simulated PSP %s: %w", path, err)
-		}
-		p, err = load(path)
-	}
+	p, err := open(filepath.Join(dir, chainFile), newChain, parseChain)
 	if err != nil {
-		return nil, fmt.Errorf("simulated PSP %s: %w; remove the file to get a new chip", path, err)
+		return nil, err
+	}
+	chain, err := open(filepath.Join(dir, tdxChainFile), newTDXChain, parseTDXChain)
+	if err != nil {
+		return nil, err
+	}
+	if p.tdx, err = newTDXModule(*chain); err != nil {
+		return nil, fmt.Errorf("simulated TDX module: %w", err)
 	}
 	return p, nil
 }
 
+// open reads what path holds, and has it made where there is nothing.
+func open[T any](path string, newChain func() ([]byte, error), parse func([]byte) (*T, error)) (*T, error) {
+	v, err := load(path, parse)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := create(path, newChain); err != nil {
+			return nil, fmt.Errorf("make simulated PSP %s: %w", path, err)
+		}
+		v, err = load(path, parse)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("simulated PSP %s: %w; remove the file to get a new chip", path, err)
+	}
+	return v, nil
+}
+
 // create writes a new chain beside path and links it there, so that whoever comes second loads the first one's.
-func create(dir, path string) (err error) {
+func create(path string, newChain func() ([]byte, error)) (err error) {
 	chain, err := newChain()
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, chainFile+".tmp")
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp")
 	if err != nil {
 		return err
 	}
@@ -100,13 +115,17 @@ func newChain() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, err
-	}
 	var out []byte
 	for _, c := range []*x509.Certificate{s.Ark, s.Ask, s.Vcek} {
 		out = append(out, certPEM(c)...)
+	}
+	return appendKey(out, key)
+}
+
+func appendKey(out []byte, key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
 	}
 	return append(out, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})...), nil
 }
@@ -115,7 +134,7 @@ func certPEM(c *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 }
 
-func load(path string) (*PSP, error) {
+func load[T any](path string, parse func([]byte) (*T, error)) (*T, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -128,34 +147,42 @@ func load(path string) (*PSP, error) {
 	if len(b) > maxChainFile {
 		return nil, fmt.Errorf("more than %d bytes", maxChainFile)
 	}
-	return parseChain(b)
+	return parse(b)
 }
 
-func parseChain(b []byte) (*PSP, error) {
-	p := new(PSP)
-	for _, c := range []**x509.Certificate{&p.ark, &p.ask, &p.vcek} {
+// splitChain reads three certificates and the private key of the third.
+func splitChain(b []byte) (certs [3]*x509.Certificate, key *ecdsa.PrivateKey, err error) {
+	for i := range certs {
 		block, rest := pem.Decode(b)
 		if block == nil || block.Type != "CERTIFICATE" {
-			return nil, errors.New("not three certificates and a key")
+			return certs, nil, errors.New("not three certificates and a key")
 		}
-		var err error
-		if *c, err = x509.ParseCertificate(block.Bytes); err != nil {
-			return nil, err
+		if certs[i], err = x509.ParseCertificate(block.Bytes); err != nil {
+			return certs, nil, err
 		}
 		b = rest
 	}
 	block, _ := pem.Decode(b)
 	if block == nil || block.Type != "PRIVATE KEY" {
-		return nil, errors.New("no private key behind the certificates")
+		return certs, nil, errors.New("no private key behind the certificates")
 	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return certs, nil, err
+	}
+	key, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok || !key.PublicKey.Equal(certs[2].PublicKey) {
+		return certs, nil, errors.New("the private key is not that of the third certificate")
+	}
+	return certs, key, nil
+}
+
+func parseChain(b []byte) (*PSP, error) {
+	certs, key, err := splitChain(b)
 	if err != nil {
 		return nil, err
 	}
-	var ok bool
-	if p.key, ok = key.(*ecdsa.PrivateKey); !ok || !p.key.PublicKey.Equal(p.vcek.PublicKey) {
-		return nil, errors.New("the private key is not that of the VCEK certificate")
-	}
+	p := &PSP{ark: certs[0], ask: certs[1], vcek: certs[2], key: key}
 	exts, err := kds.VcekCertificateExtensions(p.vcek)
 	if err != nil {
 		return nil, fmt.Errorf("VCEK: %w", err)

@@ -1,7 +1,8 @@
-// Package psp simulates AMD's secure processor: it signs SNP reports with a chain that no real verifier trusts.
+// Package psp simulates a secure processor: it signs SNP reports and TDX quotes with chains that no real verifier trusts.
 //
-// It lets a VM without SEV-SNP run the whole product. The chain of certificates has the shape that go-sev-guest
-// checks, under a root made on this machine, so its evidence is worth nothing to whoever is not told of that root.
+// It lets a VM without SEV-SNP or TDX run the whole product. The chains of certificates have the shape that go-sev-guest
+// and go-tdx-guest check, under roots made on this machine, so its evidence is worth nothing to whoever is not told of
+// those roots.
 package psp
 
 import (
@@ -33,18 +34,19 @@ var tcb = evidence.TCB{Bootloader: 4, SNP: 22, Microcode: 213}
 // policy allows SMT and nothing else; bit 17 is reserved and must be one.
 const policy = 1<<16 | 1<<17
 
-// A PSP is one simulated chip with its certificates.
+// A PSP is one simulated chip with its certificates; it speaks for AMD and for Intel.
 type PSP struct {
 	ark, ask, vcek *x509.Certificate
 	key            *ecdsa.PrivateKey // of the VCEK
 	chipID         [64]byte
+	tdx            *tdxModule
 }
 
 // A Launch is what the hypervisor and the chip fix when a guest starts; every report of that guest carries it.
 type Launch struct {
 	Measurement evidence.Measurement
-	HostData    [32]byte
-	ReportID    [32]byte // names the guest; Serve draws one where it is zero
+	HostData    [32]byte // TDX: MRCONFIGID, padded with zeros
+	ReportID    [32]byte // SNP only; names the guest; Serve draws one where it is zero
 }
 
 // Report signs a report of version 3 and VMPL 0: 1184 bytes.
@@ -90,10 +92,13 @@ func (p *PSP) Certs() ([]byte, error) {
 	})
 }
 
-// RootPEM is what a verifier must be told before it takes this chip's evidence: the ASK and the ARK, as PEM.
+// RootPEM is what a verifier must be told before it takes this chip's reports: the ASK and the ARK, as PEM.
 func (p *PSP) RootPEM() []byte {
 	return slices.Concat(certPEM(p.ask), certPEM(p.ark))
 }
+
+// TDXRootPEM is the same for this chip's quotes: one certificate that stands in for Intel's SGX Root CA.
+func (p *PSP) TDXRootPEM() []byte { return certPEM(p.tdx.root) }
 
 func littleEndian(dst []byte, n *big.Int) {
 	n.FillBytes(dst)

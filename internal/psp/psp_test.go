@@ -159,16 +159,18 @@ func TestChipIsKeptInItsDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range chips {
-		if !bytes.Equal(p.RootPEM(), again.RootPEM()) || p.chipID != again.chipID {
+		if !bytes.Equal(p.RootPEM(), again.RootPEM()) || !bytes.Equal(p.TDXRootPEM(), again.TDXRootPEM()) || p.chipID != again.chipID {
 			t.Error("two chips in one directory")
 		}
 	}
 	left, err := os.ReadDir(dir)
-	if err != nil || len(left) != 1 {
+	if err != nil || len(left) != 2 {
 		t.Errorf("directory holds %v, %v", left, err)
 	}
-	if info, err := left[0].Info(); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, %v", info.Mode(), err)
+	for _, f := range left {
+		if info, err := f.Info(); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: mode %v, %v", f.Name(), info.Mode(), err)
+		}
 	}
 	if bytes.Equal(again.RootPEM(), testChip(t).RootPEM()) {
 		t.Error("two directories have one chip")
@@ -278,6 +280,7 @@ func TestServeRefuses(t *testing.T) {
 		"a request from VMPL 2^31":  request(1 << 31),
 		"another magic":             append([]byte("TSM2"), request(0)[4:]...),
 		"a request that is cut off": request(0)[:71],
+		"a quote that is cut off":   append([]byte("TDX1"), testData[:63]...),
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := dial()
@@ -301,15 +304,22 @@ func TestServeEndsWithClientsThatHang(t *testing.T) {
 	}
 }
 
-func FuzzParseRequest(f *testing.F) {
+func FuzzReadRequest(f *testing.F) {
 	f.Add(request(0))
 	f.Add(request(3))
+	f.Add(append([]byte("TDX1"), testData[:]...))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var q [requestSize]byte
-		copy(q[:], b)
-		data, err := parseRequest(q)
-		if err == nil && !bytes.Equal(q[:], append([]byte("TSM1\x00\x00\x00\x00"), data[:]...)) {
-			t.Errorf("%x is taken", q)
+		r := bytes.NewReader(b)
+		kind, data, err := readRequest(r)
+		if err != nil {
+			return
+		}
+		again := append([]byte("TSM1\x00\x00\x00\x00"), data[:]...)
+		if kind == evidence.TDX {
+			again = append([]byte("TDX1"), data[:]...)
+		}
+		if read := b[:len(b)-r.Len()]; !bytes.Equal(read, again) {
+			t.Errorf("%x is taken", read)
 		}
 	})
 }

@@ -10,15 +10,17 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/ampoule-vm/ampoule/internal/evidence"
 )
 
 // Port is the guest's vsock port to CID 2 on which the simulation kernel asks (tsm_sim.vsock_port=).
 const Port = 1025
 
 const (
-	magic       = "TSM1"
-	requestSize = 4 + 4 + 64 // magic, le32 VMPL, report data
-	maxRequests = 8          // connections served at once; further ones wait
+	magicSNP    = "TSM1" // then le32 VMPL, report data
+	magicTDX    = "TDX1" // then report data
+	maxRequests = 8      // connections served at once; further ones wait
 	answerTime  = 10 * time.Second
 )
 
@@ -27,6 +29,9 @@ const (
 //
 //	-> "TSM1" | le32 VMPL | report data[64]
 //	<- le32 length | report | le32 length | certificate table
+//
+//	-> "TDX1" | report data[64]
+//	<- le32 length | quote
 //
 // A request from below VMPL 0, or one that is not a request, is answered by closing the connection.
 func (p *PSP) Serve(ctx context.Context, l net.Listener, launch Launch) error {
@@ -68,31 +73,53 @@ func (p *PSP) answer(c net.Conn, l Launch, certs []byte) error {
 	if err := c.SetDeadline(time.Now().Add(answerTime)); err != nil {
 		return err
 	}
-	var q [requestSize]byte
-	if _, err := io.ReadFull(c, q[:]); err != nil {
-		return err
-	}
-	data, err := parseRequest(q)
+	kind, data, err := readRequest(c)
 	if err != nil {
 		return err
 	}
-	report, err := p.Report(l, data)
-	if err != nil {
-		return err
+	var blobs [][]byte
+	if kind == evidence.TDX {
+		quote, err := p.Quote(l, data)
+		if err != nil {
+			return err
+		}
+		blobs = [][]byte{quote}
+	} else {
+		report, err := p.Report(l, data)
+		if err != nil {
+			return err
+		}
+		blobs = [][]byte{report, certs}
 	}
-	out := binary.LittleEndian.AppendUint32(nil, uint32(len(report)))
-	out = append(out, report...)
-	out = binary.LittleEndian.AppendUint32(out, uint32(len(certs)))
-	_, err = c.Write(append(out, certs...))
+	var out []byte
+	for _, b := range blobs {
+		out = binary.LittleEndian.AppendUint32(out, uint32(len(b)))
+		out = append(out, b...)
+	}
+	_, err = c.Write(out)
 	return err
 }
 
-func parseRequest(q [requestSize]byte) (data [64]byte, err error) {
-	if got := string(q[:4]); got != magic {
-		return data, fmt.Errorf("report request: starts with %q, want %q", got, magic)
+// readRequest reads what the kernel asks, and not a byte more.
+func readRequest(r io.Reader) (kind evidence.Kind, data [64]byte, err error) {
+	var word [4]byte
+	if _, err := io.ReadFull(r, word[:]); err != nil {
+		return "", data, err
 	}
-	if vmpl := binary.LittleEndian.Uint32(q[4:]); vmpl != 0 {
-		return data, fmt.Errorf("report request: VMPL %d, the simulated guest runs at 0", vmpl)
+	switch got := string(word[:]); got {
+	case magicSNP:
+		if _, err := io.ReadFull(r, word[:]); err != nil {
+			return "", data, err
+		}
+		if vmpl := binary.LittleEndian.Uint32(word[:]); vmpl != 0 {
+			return "", data, fmt.Errorf("report request: VMPL %d, the simulated guest runs at 0", vmpl)
+		}
+		kind = evidence.SNP
+	case magicTDX:
+		kind = evidence.TDX
+	default:
+		return "", data, fmt.Errorf("report request: starts with %q, want %q or %q", got, magicSNP, magicTDX)
 	}
-	return [64]byte(q[8:]), nil
+	_, err = io.ReadFull(r, data[:])
+	return kind, data, err
 }

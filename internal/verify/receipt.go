@@ -3,6 +3,7 @@ package verify
 import (
 	"bytes"
 	"crypto/sha512"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -17,7 +18,8 @@ import (
 
 // Expect is what a receipt is held against. An empty field is not checked, and the verdict says so.
 type Expect struct {
-	Roots        []Root // nil: AMD's
+	Roots        []Root              // nil: AMD's
+	Intel        []*x509.Certificate // nil: the Intel SGX Root CA
 	Measurements []evidence.Measurement
 	Manifest     []byte // exact bytes of the manifest that was sent
 	ResultSHA256 []byte // of the result as delivered
@@ -54,12 +56,15 @@ func Receipt(b []byte, e Expect) (*Verdict, error) {
 		return nil, fmt.Errorf("receipt: evidence: %w", err)
 	}
 	reportData := result.ReportData(r.Payload)
-	claims, err := SNP(ev, Options{Roots: e.Roots, ReportData: &reportData, Now: e.Now})
+	claims, err := Evidence(ev, Options{Roots: e.Roots, Intel: e.Intel, ReportData: &reportData, Now: e.Now})
 	if err != nil {
 		return nil, fmt.Errorf("receipt: %w", err)
 	}
 	v := &Verdict{Simulated: claims.Simulated, Product: claims.Product, Measurement: claims.Measurement, Statement: st}
 	what := "AMD SEV-SNP, " + claims.Product
+	if claims.Kind == evidence.TDX {
+		what = "Intel TDX"
+	}
 	if claims.Simulated {
 		what = "a SIMULATED TEE, which proves nothing to anyone else"
 	}
@@ -98,7 +103,20 @@ func boundAs(p result.Predicate, c Claims) error {
 	}
 	switch p.Binding {
 	case result.BindLaunch:
-		return differs(p.InitdataSHA256 == hex.EncodeToString(c.HostData[:]), "HOST_DATA is %x, and the statement's initdata digest is %s", c.HostData, p.InitdataSHA256)
+		digest, err := hex.DecodeString(p.InitdataSHA256)
+		if err != nil {
+			return fmt.Errorf("initdata_sha256: %w", err)
+		}
+		want := evidence.InRegister(c.Register, digest)
+		return differs(want != nil && bytes.Equal(want, c.InitData), "%s is %x, and the statement's initdata digest is %s", c.Register, c.InitData, p.InitdataSHA256)
+	case result.BindRuntime:
+		digest, err := hex.DecodeString(p.InitdataSHA256)
+		if err != nil || len(digest) != 32 || c.TDX == nil {
+			return errors.New("a runtime binding is checked in RTMR3 of TDX alone, and this evidence has none")
+		}
+		_, extend := evidence.InitDataEvent([32]byte(digest))
+		want := evidence.Extend384([48]byte{}, extend)
+		return differs(c.TDX.RTMR[3] == want, "RTMR3 is %x, and with the statement's initdata digest it would be %x", c.TDX.RTMR[3], want)
 	case result.BindPinned:
 		return nil // in the measured command line, so in the launch measurement
 	}

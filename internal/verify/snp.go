@@ -2,6 +2,7 @@ package verify
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,9 +19,13 @@ import (
 type Options struct {
 	Roots        []Root // nil: AMD's. Given ones replace AMD's, so that real and simulated never pass as each other
 	ReportData   *[64]byte
-	HostData     *[32]byte
+	HostData     *[32]byte              // SNP only
+	InitData     []byte                 // digest of an initdata document, held against the register of the kind
 	Measurements []evidence.Measurement // the report's must be among them; an empty list that is not nil accepts none
 	Now          time.Time              // for the validity of certificates; zero: the clock
+
+	Intel       []*x509.Certificate // nil: the Intel SGX Root CA. Given ones replace it, as Roots do AMD's
+	AllowSample bool                // evidence that proves nothing is taken
 }
 
 // Claims are the fields of a report whose signature held.
@@ -35,7 +40,18 @@ type Claims struct {
 	Signer      evidence.Signer // VCEK or VLEK
 	ChipID      [64]byte        // zero under a VLEK, or when the host masks it
 	Product     string          // Milan, Genoa, Turin
-	Simulated   bool            // the root is not AMD's
+	Simulated   bool            // the root is not the vendor's
+
+	Kind     evidence.Kind
+	Register string              // evidence.HostData, evidence.MRConfigID; "" for a kind without one
+	InitData []byte              // what the register holds
+	TDX      *evidence.TDXReport // of a TDX quote; fields above that are SNP's are then zero
+	Unproven []string            // what evidence of this kind does not prove, in sentences
+}
+
+// Holds says that the register of the kind holds the SHA-256 digest of an initdata document.
+func (c *Claims) Holds(initdata [32]byte) bool {
+	return evidence.Launch{Register: c.Register, InitData: c.InitData}.Holds(initdata)
 }
 
 // A ClaimError says that the signature holds and one claim does not.
@@ -76,6 +92,7 @@ func SNP(ev evidence.Evidence, o Options) (Claims, error) {
 	c := Claims{
 		Measurement: r.Measurement, HostData: r.HostData, ReportData: r.ReportData, VMPL: r.VMPL, Policy: r.Policy,
 		GuestSVN: r.GuestSVN, TCB: r.ReportedTCB, Signer: r.Signer(), ChipID: r.ChipID, Product: line, Simulated: root.simulated,
+		Kind: evidence.SNP, Register: evidence.HostData, InitData: r.HostData[:],
 	}
 	return c, errors.Join(append(inherent(&r, ek), expected(&c, o)...)...)
 }
@@ -153,6 +170,17 @@ func expected(c *Claims, o Options) (errs []error) {
 	}
 	if o.HostData != nil {
 		equal("host_data", o.HostData[:], c.HostData[:])
+	}
+	if o.InitData != nil {
+		want := evidence.InRegister(c.Register, o.InitData)
+		switch {
+		case want == nil:
+			errs = append(errs, &ClaimError{"init_data", hex.EncodeToString(o.InitData), "nothing: this evidence has no register for it"})
+		case (evidence.Launch{InitData: c.InitData}).Empty():
+			errs = append(errs, &ClaimError{"init_data", hex.EncodeToString(want), "nothing: " + c.Register + " is zero"})
+		default:
+			equal("init_data", want, c.InitData)
+		}
 	}
 	if o.Measurements != nil {
 		var want []string

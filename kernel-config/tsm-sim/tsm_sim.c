@@ -2,14 +2,21 @@
 /*
  * A stand-in for a secure processor. Simulation kernels only.
  *
- * It registers with configfs-tsm under the name of the SEV-SNP driver and has every report signed by the
- * process at the other end of vsock port tsm_sim.vsock_port of the host. So the programs above configfs-tsm
- * run unchanged on a machine that protects nothing. One connection is one report, all integers little endian:
+ * It registers with configfs-tsm under the name of a real driver and has every report signed by the process
+ * at the other end of vsock port tsm_sim.vsock_port of the host. So the programs above configfs-tsm run
+ * unchanged on a machine that protects nothing. One connection is one report, all integers little endian.
+ *
+ * tsm_sim.format=snp, which is the default, plays the SEV-SNP driver:
  *
  *	guest: "TSM1" | u32 privilege level | 64 bytes of report data
  *	host:  u32 length | report | u32 length | certificate table (may be empty)
  *
- * Without the parameter nothing is registered and the machine has no TEE.
+ * tsm_sim.format=tdx plays the TDX driver, whose reports have neither privilege levels nor certificates:
+ *
+ *	guest: "TDX1" | 64 bytes of report data
+ *	host:  u32 length | quote
+ *
+ * Without the port, or with a format that is neither, nothing is registered and the machine has no TEE.
  *
  * Copyright (c) 2026 The Ampoule Authors
  */
@@ -35,9 +42,21 @@ static unsigned int vsock_port;
 module_param(vsock_port, uint, 0444);
 MODULE_PARM_DESC(vsock_port, "vsock port of the host on which reports are signed; 0: no provider");
 
-struct request {
+static char *format = "snp";
+module_param(format, charp, 0444);
+MODULE_PARM_DESC(format, "whose reports: snp or tdx");
+
+/* TSM_OUTBLOB_MAX is 32 KiB; the buffer of the TDX driver's quotes has half of it. */
+#define TDX_QUOTE_MAX	(16 * 1024)
+
+struct snp_request {
 	char magic[4];
 	__le32 privlevel;
+	u8 inblob[TSM_INBLOB_MAX];
+} __packed;
+
+struct tdx_request {
+	char magic[4];
 	u8 inblob[TSM_INBLOB_MAX];
 } __packed;
 
@@ -74,8 +93,8 @@ static int transfer(struct socket *sock, void *buf, size_t len, bool send, unsig
 	return 0;
 }
 
-/* Receives one length-prefixed blob of at most TSM_OUTBLOB_MAX bytes. *blob stays NULL if it is empty. */
-static int receive(struct socket *sock, u8 **blob, size_t *len, unsigned long deadline)
+/* Receives one length-prefixed blob of at most max bytes. *blob stays NULL if it is empty. */
+static int receive(struct socket *sock, u8 **blob, size_t *len, size_t max, unsigned long deadline)
 {
 	__le32 prefix;
 	u32 want;
@@ -86,7 +105,7 @@ static int receive(struct socket *sock, u8 **blob, size_t *len, unsigned long de
 	if (rc)
 		return rc;
 	want = le32_to_cpu(prefix);
-	if (want > TSM_OUTBLOB_MAX)
+	if (want > max)
 		return -EMSGSIZE;
 	if (!want)
 		return 0;
@@ -103,9 +122,9 @@ static int receive(struct socket *sock, u8 **blob, size_t *len, unsigned long de
 	return 0;
 }
 
-static int exchange(struct socket *sock, struct tsm_report *report)
+static int snp_exchange(struct socket *sock, struct tsm_report *report)
 {
-	struct request req = {
+	struct snp_request req = {
 		.magic = { 'T', 'S', 'M', '1' },
 		.privlevel = cpu_to_le32(report->desc.privlevel),
 	};
@@ -117,11 +136,11 @@ static int exchange(struct socket *sock, struct tsm_report *report)
 	memcpy(req.inblob, report->desc.inblob, sizeof(req.inblob));
 	rc = transfer(sock, &req, sizeof(req), true, deadline);
 	if (!rc)
-		rc = receive(sock, &out, &out_len, deadline);
+		rc = receive(sock, &out, &out_len, TSM_OUTBLOB_MAX, deadline);
 	if (!rc && !out)
 		rc = -ENODATA;
 	if (!rc)
-		rc = receive(sock, &aux, &aux_len, deadline);
+		rc = receive(sock, &aux, &aux_len, TSM_OUTBLOB_MAX, deadline);
 	if (rc) {
 		kvfree(out);
 		return rc;
@@ -133,7 +152,28 @@ static int exchange(struct socket *sock, struct tsm_report *report)
 	return 0;
 }
 
-static int sim_report_new(struct tsm_report *report, void *data)
+static int tdx_exchange(struct socket *sock, struct tsm_report *report)
+{
+	struct tdx_request req = { .magic = { 'T', 'D', 'X', '1' } };
+	unsigned long deadline = jiffies + ANSWER_WITHIN;
+	size_t len = 0;
+	u8 *quote = NULL;
+	int rc;
+
+	memcpy(req.inblob, report->desc.inblob, sizeof(req.inblob));
+	rc = transfer(sock, &req, sizeof(req), true, deadline);
+	if (!rc)
+		rc = receive(sock, &quote, &len, TDX_QUOTE_MAX, deadline);
+	if (rc)
+		return rc;
+	if (!quote)
+		return -ENODATA;
+	report->outblob = quote;
+	report->outblob_len = len;
+	return 0;
+}
+
+static int ask(struct tsm_report *report, int (*exchange)(struct socket *, struct tsm_report *))
 {
 	struct sockaddr_vm host = {
 		.svm_family = AF_VSOCK,
@@ -143,7 +183,7 @@ static int sim_report_new(struct tsm_report *report, void *data)
 	struct socket *sock;
 	int rc;
 
-	/* As the SEV-SNP driver does: no padding of what the caller wants signed. */
+	/* As both real drivers do: no padding of what the caller wants signed. */
 	if (report->desc.inblob_len != TSM_INBLOB_MAX)
 		return -EINVAL;
 
@@ -158,7 +198,17 @@ static int sim_report_new(struct tsm_report *report, void *data)
 	return rc;
 }
 
-static bool sim_attr_visible(int n)
+static int snp_report_new(struct tsm_report *report, void *data)
+{
+	return ask(report, snp_exchange);
+}
+
+static int tdx_report_new(struct tsm_report *report, void *data)
+{
+	return ask(report, tdx_exchange);
+}
+
+static bool snp_attr_visible(int n)
 {
 	switch (n) {
 	case TSM_REPORT_GENERATION:
@@ -170,7 +220,7 @@ static bool sim_attr_visible(int n)
 	return false;
 }
 
-static bool sim_bin_attr_visible(int n)
+static bool snp_bin_attr_visible(int n)
 {
 	switch (n) {
 	case TSM_REPORT_INBLOB:
@@ -181,20 +231,46 @@ static bool sim_bin_attr_visible(int n)
 	return false;
 }
 
-static const struct tsm_ops sim_ops = {
+static bool tdx_attr_visible(int n)
+{
+	return n == TSM_REPORT_GENERATION || n == TSM_REPORT_PROVIDER;
+}
+
+static bool tdx_bin_attr_visible(int n)
+{
+	return n == TSM_REPORT_INBLOB || n == TSM_REPORT_OUTBLOB;
+}
+
+static const struct tsm_ops snp_ops = {
 	.name = "sev_guest",
-	.report_new = sim_report_new,
-	.report_attr_visible = sim_attr_visible,
-	.report_bin_attr_visible = sim_bin_attr_visible,
+	.report_new = snp_report_new,
+	.report_attr_visible = snp_attr_visible,
+	.report_bin_attr_visible = snp_bin_attr_visible,
+};
+
+static const struct tsm_ops tdx_ops = {
+	.name = "tdx_guest",
+	.report_new = tdx_report_new,
+	.report_attr_visible = tdx_attr_visible,
+	.report_bin_attr_visible = tdx_bin_attr_visible,
 };
 
 static int __init tsm_sim_init(void)
 {
+	const struct tsm_ops *ops;
 	int rc;
 
 	if (!vsock_port)
 		return 0;
-	rc = tsm_register(&sim_ops, NULL);
+	if (!strcmp(format, "snp")) {
+		ops = &snp_ops;
+	} else if (!strcmp(format, "tdx")) {
+		ops = &tdx_ops;
+	} else {
+		pr_err("format is neither snp nor tdx\n");
+		return -EINVAL;
+	}
+	rc = tsm_register(ops, NULL);
 	if (rc)
 		pr_err("a real TEE is here already (%d); it stays in charge\n", rc);
 	else

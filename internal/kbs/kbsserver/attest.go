@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,8 +24,9 @@ const protocol = "0.4.0"
 // auth opens a session: POST auth (§1.3).
 func (s *Server) auth(w http.ResponseWriter, r *http.Request) *refusal {
 	body, err := readBody(w, r, maxAuth)
+	var kind evidence.Kind
 	if err == nil {
-		err = checkRequest(body)
+		kind, err = s.checkRequest(body)
 	}
 	if err != nil {
 		return refuse("AttestationError", "RCAR handshake Auth failed: "+err.Error(), err)
@@ -32,29 +34,30 @@ func (s *Server) auth(w http.ResponseWriter, r *http.Request) *refusal {
 	var nonce [32]byte
 	rand.Read(nonce[:])
 	now := s.Now()
-	n := &session{id: newSessionID(), nonce: base64.StdEncoding.EncodeToString(nonce[:]), expires: now.Add(sessionLifetime)}
+	n := &session{id: newSessionID(), kind: kind, nonce: base64.StdEncoding.EncodeToString(nonce[:]), expires: now.Add(sessionLifetime)}
 	s.sessions.add(n, now)
 	http.SetCookie(w, &http.Cookie{Name: cookieName, Value: n.id, Expires: n.expires})
 	writeJSON(w, map[string]string{"nonce": n.nonce, "extra-params": ""})
 	return nil
 }
 
-func checkRequest(body []byte) error {
+func (s *Server) checkRequest(body []byte) (evidence.Kind, error) {
 	m, err := evidence.ObjectOf(body, []string{"version", "tee", "extra-params"}, nil)
 	if err != nil {
-		return fmt.Errorf("deserialize Request: %w", err)
+		return "", fmt.Errorf("deserialize Request: %w", err)
 	}
 	var version, tee string
 	if err := errors.Join(json.Unmarshal(m["version"], &version), json.Unmarshal(m["tee"], &tee)); err != nil {
-		return fmt.Errorf("deserialize Request: %w", err)
+		return "", fmt.Errorf("deserialize Request: %w", err)
 	}
 	if version != protocol {
-		return fmt.Errorf("KBS Client Protocol Version Mismatch: expect =%s while the request is %.40s", protocol, version)
+		return "", fmt.Errorf("KBS Client Protocol Version Mismatch: expect =%s while the request is %.40s", protocol, version)
 	}
-	if tee != string(evidence.SNP) {
-		return fmt.Errorf("tee %.40q: this broker knows snp", tee)
+	switch kind := evidence.Kind(tee); {
+	case kind == evidence.SNP, kind == evidence.TDX, kind == evidence.Sample && s.AllowSample:
+		return kind, nil
 	}
-	return nil
+	return "", fmt.Errorf("tee %.40q: this broker knows snp and tdx", tee)
 }
 
 // attest judges the evidence of a session: POST attest (§1.4). A session that has attested gets its token again.
@@ -73,12 +76,12 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) *refusal {
 	if n == nil {
 		return refused(errors.New("no session: cookie missing, unknown or expired"))
 	}
-	a, err := parseAttestation(body, n.nonce)
+	a, err := parseAttestation(body, n.kind, n.nonce)
 	if err != nil {
 		return refused(err)
 	}
-	claims, err := verify.SNP(a.evidence, verify.Options{
-		Roots: s.Roots, ReportData: &a.reportData, HostData: a.hostData, Now: now,
+	claims, err := verify.Evidence(a.evidence, verify.Options{
+		Roots: s.Roots, Intel: s.Intel, AllowSample: s.AllowSample, ReportData: &a.reportData, InitData: a.initData, Now: now,
 	})
 	if err != nil {
 		return refused(err)
@@ -88,8 +91,8 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) *refusal {
 		return refused(err)
 	}
 	s.sessions.add(n, now)
-	s.Log.Info("attested", "remote", r.RemoteAddr, "measurement", claims.Measurement.String(), "init_data", hexOf(claims.HostData),
-		"initdata_sent", a.hostData != nil, "product", claims.Product, "simulated", claims.Simulated)
+	s.Log.Info("attested", "remote", r.RemoteAddr, "measurement", claims.Measurement.String(), "init_data", hex.EncodeToString(claims.InitData),
+		"initdata_sent", a.initData != nil, "tee", n.kind, "product", claims.Product, "simulated", claims.Simulated)
 	writeJSON(w, map[string]string{"token": n.token})
 	return nil
 }
@@ -100,10 +103,10 @@ type attestation struct {
 	jwk        evidence.PublicKey
 	evidence   evidence.Evidence
 	reportData [64]byte
-	hostData   *[32]byte // nil: no init-data sent, so HOST_DATA is not compared (§3)
+	initData   []byte // digest of the document; nil: none was sent, so the register is not compared (§3)
 }
 
-func parseAttestation(body []byte, nonce string) (*attestation, error) {
+func parseAttestation(body []byte, kind evidence.Kind, nonce string) (*attestation, error) {
 	top, err := evidence.ObjectOf(body, []string{"runtime-data", "tee-evidence"}, []string{"init-data"})
 	if err != nil {
 		return nil, fmt.Errorf("attestation: %w", err)
@@ -139,33 +142,30 @@ func parseAttestation(body []byte, nonce string) (*attestation, error) {
 	if string(ev["additional_evidence"]) != `""` {
 		return nil, errors.New("additional_evidence: this broker takes none")
 	}
-	if a.evidence, err = evidence.FromJSON(evidence.SNP, ev["primary_evidence"]); err != nil {
+	if a.evidence, err = evidence.FromJSON(kind, ev["primary_evidence"]); err != nil {
 		return nil, err
 	}
 	a.reportData = evidence.Binding{Nonce: nonce, Key: a.jwk}.ReportData()
 	if raw := top["init-data"]; raw != nil {
-		digest, err := parseInitData(raw)
-		if err != nil {
+		if a.initData, err = parseInitData(raw); err != nil {
 			return nil, fmt.Errorf("init-data: %w", err)
 		}
-		a.hostData = &digest
 	}
 	return a, nil
 }
 
-// parseInitData gives the HOST_DATA that an initdata document must have been launched with (§3): its digest by its own
-// algorithm, cut to 32 bytes.
-func parseInitData(raw json.RawMessage) (host [32]byte, err error) {
+// parseInitData gives the digest of an initdata document by its own algorithm (§3).
+func parseInitData(raw json.RawMessage) ([]byte, error) {
 	m, err := evidence.ObjectOf(raw, []string{"format", "body"}, nil)
 	if err != nil {
-		return host, err
+		return nil, err
 	}
 	var format, body string
 	if err := errors.Join(json.Unmarshal(m["format"], &format), json.Unmarshal(m["body"], &body)); err != nil {
-		return host, err
+		return nil, err
 	}
 	if format != "toml" {
-		return host, fmt.Errorf("format %.20q, want toml", format)
+		return nil, fmt.Errorf("format %.20q, want toml", format)
 	}
 	var doc struct {
 		Version   string            `toml:"version"`
@@ -174,25 +174,24 @@ func parseInitData(raw json.RawMessage) (host [32]byte, err error) {
 	}
 	meta, err := toml.Decode(body, &doc)
 	if err != nil {
-		return host, err
+		return nil, err
 	}
 	if extra := meta.Undecoded(); len(extra) > 0 {
-		return host, fmt.Errorf("member %.40q: unknown", extra[0].String())
+		return nil, fmt.Errorf("member %.40q: unknown", extra[0].String())
 	}
 	if doc.Version != "0.1.0" {
-		return host, fmt.Errorf("version %.20q, want 0.1.0", doc.Version)
+		return nil, fmt.Errorf("version %.20q, want 0.1.0", doc.Version)
 	}
 	switch doc.Algorithm {
 	case "sha256":
-		host = sha256.Sum256([]byte(body))
+		sum := sha256.Sum256([]byte(body))
+		return sum[:], nil
 	case "sha384":
 		sum := sha512.Sum384([]byte(body))
-		copy(host[:], sum[:])
+		return sum[:], nil
 	case "sha512":
 		sum := sha512.Sum512([]byte(body))
-		copy(host[:], sum[:])
-	default:
-		return host, fmt.Errorf("algorithm %.20q, want sha256, sha384 or sha512", doc.Algorithm)
+		return sum[:], nil
 	}
-	return host, nil
+	return nil, fmt.Errorf("algorithm %.20q, want sha256, sha384 or sha512", doc.Algorithm)
 }

@@ -158,8 +158,8 @@ func TestEvidenceIsRefused(t *testing.T) {
 		change func(r *rig)
 		log    string
 	}{
-		"host data of another manifest": {func(r *rig) { r.guest.change = func(r *evidence.SNPReport) { r.HostData[0] ^= 1 } }, "claim=host_data"},
-		"host data of no manifest":      {func(r *rig) { r.guest.change = func(r *evidence.SNPReport) { r.HostData = [32]byte{} } }, "claim=host_data"},
+		"host data of another manifest": {func(r *rig) { r.guest.change = func(r *evidence.SNPReport) { r.HostData[0] ^= 1 } }, "claim=init_data"},
+		"host data of no manifest":      {func(r *rig) { r.guest.change = func(r *evidence.SNPReport) { r.HostData = [32]byte{} } }, "claim=init_data"},
 		"a guest that can be debugged":  {func(r *rig) { r.guest.change = func(r *evidence.SNPReport) { r.Policy |= 1 << 19 } }, "claim=policy.debug"},
 		"a guest at VMPL 1":             {func(r *rig) { r.guest.change = func(r *evidence.SNPReport) { r.VMPL = 1 } }, "claim=vmpl"},
 		"a test chain under AMD's roots": {func(r *rig) {
@@ -210,10 +210,10 @@ func TestChangedRequestsAreRefused(t *testing.T) {
 		detail, logged string
 	}{
 		"another version":      {replace("auth", "0.4.0", "0.2.0"), "KBS Client Protocol Version Mismatch: expect =0.4.0 while the request is 0.2.0", "Mismatch"},
-		"another TEE":          {replace("auth", `"snp"`, `"tdx"`), "RCAR handshake Auth failed", "tdx"},
+		"another TEE":          {replace("auth", `"snp"`, `"sgx"`), "RCAR handshake Auth failed", "sgx"},
 		"no JSON":              {replace("auth", "{", ""), "deserialize Request", "deserialize"},
 		"another nonce":        {replace("attest", `"nonce":"`, `"nonce":"A`), "RCAR handshake Attest failed", "nonce"},
-		"another initdata":     {replace("attest", `ampoule.json`, `ampoule.jsom`), "RCAR handshake Attest failed", "claim=host_data"},
+		"another initdata":     {replace("attest", `ampoule.json`, `ampoule.jsom`), "RCAR handshake Attest failed", "claim=init_data"},
 		"an initdata format":   {replace("attest", `"format":"toml"`, `"format":"json"`), "RCAR handshake Attest failed", "format"},
 		"an unknown algorithm": {replace("attest", `sha256`, `sha-256`), "RCAR handshake Attest failed", "algorithm"},
 		"another key":          {replace("attest", `"kty":"EC"`, `"kty":"EC","kid":"x"`), "RCAR handshake Attest failed", "tee-pubkey"},

@@ -136,7 +136,7 @@ func (p Policy) judge(resource string, c verify.Claims) verdict {
 		for _, d := range r.InitData {
 			initData = append(initData, d.String())
 		}
-		if slices.Contains(r.InitData, Digest(c.HostData)) {
+		if slices.ContainsFunc(r.InitData, func(d Digest) bool { return c.Holds(d) }) {
 			return verdict{allow: true}
 		}
 	}
@@ -146,5 +146,5 @@ func (p Policy) judge(resource string, c verify.Claims) verdict {
 	case !measured:
 		return verdict{claim: "measurement", expected: strings.Join(measurements, " "), actual: c.Measurement.String()}
 	}
-	return verdict{claim: "init_data", expected: strings.Join(initData, " "), actual: hexOf(c.HostData)}
+	return verdict{claim: "init_data", expected: strings.Join(initData, " "), actual: hex.EncodeToString(c.InitData)}
 }

@@ -31,7 +31,7 @@ func TestPolicyFiles(t *testing.T) {
 	if diff := cmp.Diff(p, back); diff != "" {
 		t.Error(diff)
 	}
-	claims := verify.Claims{Measurement: evidence.Measurement(bytes.Repeat([]byte{0xab}, 48)), HostData: [32]byte(bytes.Repeat([]byte{0xcd}, 32))}
+	claims := verify.Claims{Measurement: evidence.Measurement(bytes.Repeat([]byte{0xab}, 48)), Register: evidence.HostData, InitData: bytes.Repeat([]byte{0xcd}, 32)}
 	for resource, want := range map[string]bool{
 		"default/key/algo-key": true, "other/key/a": true, "other/key/ab": false, "a/b/key/a": false, "key/a": false, "default/key/algo-key/x": false,
 	} {
@@ -75,6 +75,7 @@ func FuzzPolicy(f *testing.F) {
 				t.Errorf("glob %q", glob)
 			}
 		}
-		p.judge("a/b/c", verify.Claims{HostData: sha256.Sum256(b)})
+		sum := sha256.Sum256(b)
+		p.judge("a/b/c", verify.Claims{Register: evidence.HostData, InitData: sum[:]})
 	})
 }

@@ -1,6 +1,7 @@
 package kbsserver
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -42,7 +43,7 @@ func (s *Server) resource(w http.ResponseWriter, r *http.Request, name string) *
 		return refuse("JweError", "JWE failed", err)
 	}
 	log.Info("decision", "decision", "allow", "released", true, "measurement", n.claims.Measurement.String(),
-		"init_data", hexOf(n.claims.HostData), "simulated", n.claims.Simulated)
+		"init_data", hex.EncodeToString(n.claims.InitData), "simulated", n.claims.Simulated)
 	writeJSON(w, jwe)
 	return nil
 }

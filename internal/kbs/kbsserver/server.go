@@ -1,4 +1,5 @@
-// Package kbsserver is a small key broker for development, tests and one machine: RCAR 0.4.0 for SNP guests.
+// Package kbsserver is a small key broker for development, tests and one machine: RCAR 0.4.0 for
+// SNP and TDX guests.
 //
 // It speaks the wire of Trustee's KBS (wire/SPEC.md §1, to which section numbers refer), takes keys from a directory
 // and asks a policy for each: which launch measurements, started with which manifest. What is not allowed is denied.
@@ -10,6 +11,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,8 +35,11 @@ type Config struct {
 	Dir string
 	// Roots replace AMD's: with a test root only simulated guests are accepted.
 	Roots []verify.Root
-	Now   func() time.Time // nil: the clock
-	Log   *slog.Logger     // nil: slog.Default
+	Intel []*x509.Certificate // replace the Intel SGX Root CA: with a test root only simulated TDX guests are accepted
+	// AllowSample accepts evidence of CoCo's sample attester, which anybody can make up.
+	AllowSample bool
+	Now         func() time.Time // nil: the clock
+	Log         *slog.Logger     // nil: slog.Default
 }
 
 // A Server is the http.Handler of a key broker.
@@ -75,6 +80,12 @@ func New(c Config) (*Server, error) {
 		if r.Simulated() {
 			c.Log.Warn("test root given: simulated guests are accepted", "product", r.Line())
 		}
+	}
+	if c.AllowSample {
+		c.Log.Warn("sample evidence is accepted: it proves nothing")
+	}
+	if c.Intel != nil {
+		c.Log.Warn("test root given: simulated guests are accepted", "product", "TDX")
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

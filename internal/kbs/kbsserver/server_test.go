@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,7 +49,8 @@ func newServer(t testing.TB) *Server {
 
 func TestInitData(t *testing.T) {
 	var vectors map[string]struct {
-		HostData string `json:"snp_host_data"`
+		HostData   string `json:"snp_host_data"`
+		MRConfigID string `json:"tdx_mrconfigid"`
 	}
 	if err := json.Unmarshal(shared(t, "initdata.json"), &vectors); err != nil {
 		t.Fatal(err)
@@ -62,8 +64,11 @@ func TestInitData(t *testing.T) {
 	}
 	for file, want := range vectors {
 		got, err := parseInitData(wrap(string(shared(t, file))))
-		if err != nil || hexOf(got) != want.HostData {
-			t.Errorf("%s: host data %x, want %s: %v", file, got, want.HostData, err)
+		if host := hex.EncodeToString(evidence.InRegister(evidence.HostData, got)); err != nil || host != want.HostData {
+			t.Errorf("%s: HOST_DATA %s, want %s: %v", file, host, want.HostData, err)
+		}
+		if config := hex.EncodeToString(evidence.InRegister(evidence.MRConfigID, got)); config != want.MRConfigID {
+			t.Errorf("%s: MRCONFIGID %s, want %s", file, config, want.MRConfigID)
 		}
 	}
 	for name, bad := range map[string]string{
@@ -260,13 +265,13 @@ func FuzzAttestation(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	if _, err := parseAttestation(body, "nonce"); err != nil {
+	if _, err := parseAttestation(body, evidence.SNP, "nonce"); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(body)
 	f.Add([]byte(`{"runtime-data":{"nonce":"nonce","tee-pubkey":{}},"tee-evidence":{}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		a, err := parseAttestation(b, "nonce")
+		a, err := parseAttestation(b, evidence.SNP, "nonce")
 		if err == nil && (a.key == nil || len(a.evidence.Report) != evidence.SNPReportSize) {
 			t.Error("half an attestation is taken")
 		}

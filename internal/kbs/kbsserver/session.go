@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/verify"
 )
 
@@ -20,6 +21,7 @@ const (
 // A session is one guest from auth on. After attest the last three fields are set; they never change again.
 type session struct {
 	id      string
+	kind    evidence.Kind // what auth announced
 	nonce   string
 	expires time.Time
 

@@ -21,8 +21,9 @@ type tokenClaims struct {
 	Expires     int64              `json:"exp"`
 	Session     string             `json:"jti"`
 	Key         evidence.PublicKey `json:"tee-pubkey"`
-	Measurement string             `json:"snp.measurement"`
-	HostData    string             `json:"snp.host_data"`
+	TEE         evidence.Kind      `json:"tee"`
+	Measurement string             `json:"measurement"`
+	InitData    string             `json:"init_data"`
 	Simulated   bool               `json:"simulated"`
 }
 
@@ -35,7 +36,7 @@ func (s *Server) sign(n *session, jwk evidence.PublicKey, now time.Time) (string
 	}
 	payload, err := json.Marshal(tokenClaims{
 		"ampoule-kbs", now.Unix(), n.expires.Unix(), n.id, jwk,
-		n.claims.Measurement.String(), hexOf(n.claims.HostData), n.claims.Simulated,
+		n.kind, n.claims.Measurement.String(), hex.EncodeToString(n.claims.InitData), n.claims.Simulated,
 	})
 	if err != nil {
 		return "", fmt.Errorf("token: %w", err)
@@ -79,5 +80,3 @@ func (s *Server) authorized(r *http.Request) (*session, *refusal) {
 	}
 	return n, nil
 }
-
-func hexOf(b [32]byte) string { return hex.EncodeToString(b[:]) }
