@@ -18,7 +18,7 @@ var never = []string{
 	"google.golang.org/protobuf", "google.golang.org/grpc", "github.com/google/go-sev-guest", "github.com/google/go-tdx-guest",
 	"github.com/containers/ocicrypt", "github.com/u-root/u-root",
 	module + "/mkimage", module + "/qemu", module + "/cmd", module + "/test", module + "/kernel-config",
-	module + "/internal/verify", module + "/internal/measure", module + "/internal/psp", module + "/internal/demo", module + "/internal/kbs/kbsserver",
+	module + "/internal/verify", module + "/internal/measure", module + "/internal/psp", module + "/internal/paravisor", module + "/internal/demo", module + "/internal/kbs/kbsserver",
 }
 
 const module = "github.com/ampoule-vm/ampoule"

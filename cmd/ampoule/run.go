@@ -20,7 +20,8 @@ import (
 const runHelp = `
 usage: ampoule run --image DIR --manifest FILE --out DIR [flags]
 
-Starts the image in a VM under QEMU, hands it the manifest (bound through HOST_DATA), follows it, and keeps
+Starts the image in a VM under QEMU, hands it the manifest (bound through HOST_DATA
+or MRCONFIGID), follows it, and keeps
 result.tar.age, receipt.json, events.ndjson and console.log in --out. The registry and the key broker that the
 manifest names are reached over QEMU's user network, where this machine's loopback is 10.0.2.2.
 With --dry-run nothing starts: the launch measurement and the manifest's initdata digest, which are what a key
@@ -46,6 +47,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	fs.IntVar(&shape.MemoryMiB, "memory", 1024, "memory, MiB")
 	fs.StringVar(&shape.Firmware, "firmware", ovmf, "OVMF image; empty for the SeaBIOS that QEMU brings")
 	timeout := fs.Duration("timeout", time.Hour, "hard limit for the VM")
+	kind := fs.String("tee", string(evidence.SNP), "TEE to simulate: snp or tdx")
 	dry := fs.Bool("dry-run", false, "print what a policy has to allow, and start nothing")
 	asJSON := fs.Bool("json", false, "print the outcome as JSON")
 	if err := parse(fs, args, 0); err != nil {
@@ -53,6 +55,9 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	}
 	if err := required(fs, "image", "manifest", "out"); err != nil {
 		return err
+	}
+	if *kind != string(evidence.SNP) && *kind != string(evidence.TDX) {
+		return usagef("--tee %q: want snp or tdx", *kind)
 	}
 	info, err := mkimage.Load(*image)
 	if errors.Is(err, os.ErrNotExist) {
@@ -80,7 +85,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	}
 	cfg := imageConfig(*image, info, shape)
 	cfg.Dir, cfg.Manifest, cfg.HostData, cfg.PSPDir, cfg.Timeout = *out, raw, manifest.InitdataDigest(manifest.Wrap(raw)), *pspDir, *timeout
-	cfg.OnEvent = follow(std)
+	cfg.OnEvent, cfg.TEE = follow(std), evidence.Kind(*kind)
 	chip, err := psp.New(*pspDir)
 	if err != nil {
 		return fmt.Errorf("--psp: %w", err)
@@ -88,7 +93,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	if err := os.MkdirAll(*out, 0o755); err != nil {
 		return err
 	}
-	if err := std.write(filepath.Join(*out, "test-root.pem"), chip.RootPEM()); err != nil {
+	if err := std.write(filepath.Join(*out, "test-root.pem"), testRoot(chip, cfg.TEE)); err != nil {
 		return err
 	}
 	facts := runFacts{Initdata: fmt.Sprintf("%x", cfg.HostData)}
@@ -114,6 +119,14 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 		}
 	}
 	return outcomeError(report)
+}
+
+// testRoot is the root of what the simulated processor plays.
+func testRoot(chip *psp.PSP, kind evidence.Kind) []byte {
+	if kind == evidence.TDX {
+		return chip.TDXRootPEM()
+	}
+	return chip.RootPEM()
 }
 
 // runFacts is what run prints as JSON. A dry run has the first two alone.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"filippo.io/age"
@@ -21,15 +22,21 @@ import (
 
 const verifyHelp = `
 usage: ampoule verify [flags] RECEIPT
+       ampoule verify --evidence FILE --kind snp|tdx|sample [flags]
 
 Checks the hardware's signature on a receipt and everything that it binds, offline, and prints what is proven.
 With --measurement the launch measurement must be one of those; with --manifest and --result the receipt must be
 about them. What is not given is printed as not checked. --test-root accepts a simulated TEE, which proves nothing
 to anyone else.
 
+With --evidence the evidence of a TEE is judged by itself: Trustee's JSON of it, or the raw report with --cert (VCEK or
+VLEK) or the raw quote with --eventlog (CCEL). Debug guests, VMPL other than 0 and a TCB other than the certificate's
+are refused always. Nothing is fetched. What the platform does not prove is printed.
+
 Examples:
   ampoule verify --measurement 4f…9a --manifest job.json --result result.tar.age receipt.json
-  ampoule verify --json receipt.json`
+  ampoule verify --json receipt.json
+  ampoule verify --evidence quote.bin --kind tdx --eventlog ccel.bin --report-data 6e6f…`
 
 func verifyVerb(_ context.Context, args []string, std stdio) error {
 	fs := flags("verify", verifyHelp, std)
@@ -38,8 +45,27 @@ func verifyVerb(_ context.Context, args []string, std stdio) error {
 	resultFile := fs.String("result", "", "the result as delivered (result.tar.age)")
 	root := fs.String("test-root", "", "PEM file with the root of a simulated TEE (test-root.pem)")
 	asJSON := fs.Bool("json", false, "print the facts as JSON")
-	if err := parse(fs, args, 1); err != nil {
+	var f evidenceFlags
+	fs.StringVar(&f.file, "evidence", "", "evidence to judge in place of a receipt, - for standard input")
+	fs.StringVar(&f.kind, "kind", "", "its kind: snp, tdx or sample")
+	fs.StringVar(&f.cert, "cert", "", "certificate of the key that signed a raw SNP report, PEM or DER")
+	fs.StringVar(&f.eventlog, "eventlog", "", "CC event log of a raw TDX quote")
+	fs.StringVar(&f.reportData, "report-data", "", "report data that the evidence must hold, hex; zeros are added to 64 bytes")
+	fs.StringVar(&f.initData, "init-data", "", "digest of the initdata document that the launch must be bound to, hex")
+	fs.StringVar(&f.at, "at", "", "date at which certificates must have been valid, as 2026-01-31; today when empty")
+	sample := fs.Bool("allow-sample", false, "take sample evidence, which anybody can make up")
+	receipts := 1
+	if slices.ContainsFunc(args, func(a string) bool {
+		name, _, _ := strings.Cut(a, "=")
+		return name == "--evidence" || name == "-evidence"
+	}) {
+		receipts = 0
+	}
+	if err := parse(fs, args, receipts); err != nil {
 		return err
+	}
+	if (f.file != "") != (f.kind != "") {
+		return usagef("--evidence FILE and --kind go together")
 	}
 	var want verify.Expect
 	for m := range strings.SplitSeq(*measurements, ",") {
@@ -53,8 +79,11 @@ func verifyVerb(_ context.Context, args []string, std stdio) error {
 		want.Measurements = append(want.Measurements, p)
 	}
 	var err error
-	if want.Roots, err = testRoots(std, *root); err != nil {
+	if want.Roots, want.Intel, err = testRoots(std, *root); err != nil {
 		return err
+	}
+	if f.file != "" {
+		return verifyEvidence(std, f, want, *sample, *asJSON)
 	}
 	if *manifestFile != "" {
 		b, err := std.readFile(*manifestFile, 1<<20)
@@ -91,20 +120,25 @@ func verifyVerb(_ context.Context, args []string, std stdio) error {
 	return nil
 }
 
-// testRoots reads the root of a simulated processor; without a file it is nil, which means AMD's.
-func testRoots(std stdio, file string) ([]verify.Root, error) {
+// testRoots reads the root of a simulated processor, of either maker; without a file both are nil, which means the
+// makers' own. With one, nothing of the other maker is taken.
+func testRoots(std stdio, file string) (amd []verify.Root, intel []*x509.Certificate, err error) {
 	if file == "" {
-		return nil, nil
+		return nil, nil, nil
 	}
 	b, err := std.readFile(file, 1<<20)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	r, err := verify.LoadRoot(b)
-	if err != nil {
-		return nil, fmt.Errorf("--test-root %s: %w", file, err)
+	r, amdErr := verify.LoadRoot(b)
+	if amdErr == nil {
+		return []verify.Root{r}, []*x509.Certificate{}, nil
 	}
-	return []verify.Root{r}, nil
+	intel, intelErr := verify.LoadIntelRoot(b)
+	if intelErr == nil {
+		return []verify.Root{}, intel, nil
+	}
+	return nil, nil, fmt.Errorf("--test-root %s: no root of a simulated SNP or TDX processor: %w; %w", file, amdErr, intelErr)
 }
 
 func hashFile(path string) ([]byte, error) {
