@@ -51,7 +51,7 @@ func checkFiles(files []File) error {
 	for i, f := range files {
 		total += len(f.Data)
 		if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" || strings.Contains(f.Path, "\x00") {
-			return fmt.Errorf("%w: file %q: want an absolute path without . or ..", ErrProgram, f.Path)
+			return fmt.Errorf("%w: file %q: want an absolute path without dot components", ErrProgram, f.Path)
 		}
 		for _, dir := range []string{datasetsDir, resultsDir, "/dev", "/proc", "/sys"} {
 			if below(f.Path, dir) || below(dir, f.Path) {

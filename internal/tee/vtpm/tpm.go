@@ -82,7 +82,6 @@ func (c chip) setUserData(data []byte) error {
 		if _, err := (tpm2.NVUndefineSpace{AuthHandle: owner, NVIndex: index}).Execute(c); err != nil {
 			return fmt.Errorf("delete NV index 0x%08x of %d bytes: %w", nvUserData, size, err)
 		}
-		err = errNoIndex
 	} else if err != nil && !errors.Is(err, errNoIndex) {
 		return err
 	}
