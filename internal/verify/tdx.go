@@ -27,6 +27,9 @@ const (
 	intelQEProduct = 2
 )
 
+// pckName is the subject of every platform's certificate.
+const pckName = "Intel SGX PCK Certificate"
+
 // Parts of a quote's signature data and of a report of an enclave (Intel DCAP quote format), bytes.
 const (
 	qeReportSize = 384
@@ -72,7 +75,7 @@ func TDX(ev evidence.Evidence, o Options) (Claims, error) {
 		Kind: evidence.TDX, Measurement: r.MRTD, ReportData: r.ReportData, Product: "TDX", Simulated: o.Intel != nil,
 		Register: evidence.MRConfigID, InitData: r.MRConfigID[:], TDX: &r,
 		Unproven: []string{
-			"whether Intel still considers this platform's patch level good: no TCB info was consulted",
+			"whether Intel still considers this platform's patch level good, or has revoked its certificate: no TCB info and no CRL was consulted",
 			"what the firmware measured after MRTD, unless the RTMRs are compared",
 		},
 	}
@@ -160,6 +163,10 @@ func checkPCK(chain []byte, o Options) (*ecdsa.PublicKey, error) {
 	key, ok := certs[0].PublicKey.(*ecdsa.PublicKey)
 	if !ok || key.Curve != elliptic.P256() || certs[0].IsCA {
 		return nil, errors.New("PCK certificate: not a leaf with a P-256 key")
+	}
+	// Intel's root signs other leaves too, such as the one for TCB info: their keys vouch for no enclave.
+	if cn := certs[0].Subject.CommonName; cn != pckName {
+		return nil, fmt.Errorf("PCK certificate: is of %.80q, want %q", cn, pckName)
 	}
 	return key, nil
 }

@@ -110,7 +110,9 @@ type platform struct {
 	report                  evidence.TDXReport
 }
 
-func newPlatform(t testing.TB) *platform {
+func newPlatform(t testing.TB) *platform { return newPlatformOf(t, pckName) }
+
+func newPlatformOf(t testing.TB, leafName string) *platform {
 	t.Helper()
 	key := func() *ecdsa.PrivateKey {
 		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -141,7 +143,7 @@ func newPlatform(t testing.TB) *platform {
 	rootKey := key()
 	p.root = cert(1, "Intel SGX Root CA", true, &rootKey.PublicKey, nil, rootKey)
 	ca := cert(2, "Intel SGX PCK Platform CA", true, &p.caKey.PublicKey, p.root, rootKey)
-	leaf := cert(3, "Intel SGX PCK Certificate", false, &p.pck.PublicKey, ca, p.caKey)
+	leaf := cert(3, leafName, false, &p.pck.PublicKey, ca, p.caKey)
 	for _, c := range []*x509.Certificate{leaf, ca, p.root} {
 		p.chain = append(p.chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
@@ -227,6 +229,10 @@ func TestForgedQuotes(t *testing.T) {
 				t.Errorf("%+v, error %v; want %q", claims, err, c.want)
 			}
 		})
+	}
+	p := newPlatformOf(t, "Intel SGX TCB Signing")
+	if _, err := TDX(p.quote(t), Options{Intel: []*x509.Certificate{p.root}, Now: recorded}); err == nil || !strings.Contains(err.Error(), "TCB Signing") {
+		t.Errorf("a leaf for other uses: %v", err)
 	}
 	// Intel's own key signs enclaves of other makers too: under Intel's root the enclave must be Intel's.
 	report := make([]byte, 384)
