@@ -57,6 +57,7 @@ func boot(ctx context.Context, m *machine, steps []step) {
 		outcome.Step, outcome.Reason = r.verdict()
 	}
 	outcome.Exit = r.exitStatus()
+	r.forget()
 	r.report(outcome)
 }
 

@@ -112,6 +112,14 @@ func (s secrets) zero() {
 	}
 }
 
+// forget wipes what the brokers gave besides the keys, which pull wipes, wherever the boot ended.
+func (r *run) forget() {
+	r.secrets.zero()
+	for _, c := range r.logins {
+		c.Zero()
+	}
+}
+
 // sealedValues are the sealed secrets of the manifest, each once.
 func sealedValues(w manifest.Workload) []string {
 	var all []string

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,12 +15,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/guestapi"
+	"github.com/ampoule-vm/ampoule/internal/registryauth"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/workload"
 )
@@ -253,4 +256,23 @@ func TestSecretsAreWiped(t *testing.T) {
 		t.Errorf("left: %q %q", value, resource)
 	}
 	secrets{}.zero()
+
+	// Also when the boot ends between attest and execute.
+	login, err := registryauth.Parse([]byte(`{"auths": {"r.example": {"auth": "YWxpY2U6czNjcmV0"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	value = []byte("value")
+	m, _, _ := bareMachine()
+	boot(t.Context(), m, []step{{"pull", result.BadImage, time.Minute, func(r *run, _ context.Context) error {
+		r.secrets = secrets{values: map[string][]byte{"sealed.x": value}}
+		r.logins = logins{"r.example": login}
+		return errors.New("broken")
+	}}})
+	if strings.Trim(string(value), "\x00") != "" {
+		t.Errorf("left: %q", value)
+	}
+	if _, _, ok := login.For("r.example/x"); ok {
+		t.Error("the credentials of a registry are left")
+	}
 }
