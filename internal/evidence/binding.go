@@ -101,7 +101,7 @@ func (k PublicKey) members(want ...string) error {
 }
 
 func (k PublicKey) octets(name string) ([]byte, error) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(k[name])
+	b, err := decode64(base64.RawURLEncoding, k[name])
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -143,14 +143,24 @@ func (k PublicKey) rsa() (*rsa.PublicKey, error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
-	pub := &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(new(big.Int).SetBytes(e[:min(len(e), 4)]).Int64())}
+	exp, err := exponent(e)
+	if err != nil {
+		return nil, err
+	}
+	pub := &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: exp}
 	if bits := pub.N.BitLen(); bits < minRSA || bits > maxRSA || n[0] == 0 {
 		return nil, fmt.Errorf("n: %d bits, want %d to %d without zeros in front", bits, minRSA, maxRSA)
 	}
-	if len(e) == 0 || len(e) > 4 || e[0] == 0 || pub.E < 3 || pub.E&1 == 0 || pub.E > 1<<31-1 {
-		return nil, fmt.Errorf("e: %x is no public exponent", e)
-	}
 	return pub, nil
+}
+
+// exponent reads a public exponent: odd, 3 to 2^31-1, no zeros in front.
+func exponent(e []byte) (int, error) {
+	n := new(big.Int).SetBytes(e[:min(len(e), 5)]).Int64()
+	if len(e) == 0 || len(e) > 4 || e[0] == 0 || n < 3 || n&1 == 0 || n > 1<<31-1 {
+		return 0, fmt.Errorf("e: %.8x is no public exponent", e)
+	}
+	return int(n), nil
 }
 
 // A Binding is what one RCAR handshake binds into evidence (wire/SPEC.md §1.5).

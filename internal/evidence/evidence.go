@@ -23,7 +23,7 @@ const (
 type Evidence struct {
 	Kind Kind
 	// Report is what the hardware signed. SNP: the 1184-byte ATTESTATION_REPORT. TDX: the DCAP quote, version 4 or 5.
-	// Azure: the HCL report as NV index 0x01400001 holds it. Sample: the 48 bytes of report data.
+	// Azure: the HCL report as NV index 0x01400001 holds it. Sample: the 64 bytes of report data.
 	Report []byte
 	// Aux is what vouches for the signer. SNP: the GHCB certificate table, or empty when the host gave none.
 	// az-snp-vtpm: the VCEK certificate, DER. az-tdx-vtpm: the TD quote. Otherwise empty.

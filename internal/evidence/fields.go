@@ -2,10 +2,12 @@ package evidence
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // fields reads the members of one object and of those inside it; the first error of all of them is kept.
@@ -54,16 +56,62 @@ func (f *fields) number(name string, dst any) {
 	}
 }
 
+// octets reads an array of numbers as long as dst.
 func (f *fields) octets(name string, dst []byte) {
+	b := f.bytes(name)
+	if *f.err == nil && len(b) != len(dst) {
+		f.fail(name, fmt.Errorf("%d bytes, want %d", len(b), len(dst)))
+	}
+	copy(dst, b)
+}
+
+// bytes reads an array of numbers of any length.
+func (f *fields) bytes(name string) []byte {
+	if *f.err != nil {
+		return nil
+	}
+	b, err := numbers(f.m[name])
+	f.fail(name, err)
+	return b
+}
+
+// text reads a string of bytes in the form that decode knows.
+func (f *fields) text(name string, decode func(string) ([]byte, error)) []byte {
+	if *f.err != nil {
+		return nil
+	}
+	var s string
+	err := json.Unmarshal(f.m[name], &s)
+	var b []byte
+	if err == nil {
+		b, err = decode(s)
+	}
+	f.fail(name, err)
+	return b
+}
+
+// pcrs reads 24 values of 32 bytes.
+func (f *fields) pcrs(name string, dst *[24][32]byte, decode func(json.RawMessage) ([]byte, error)) {
 	if *f.err != nil {
 		return
 	}
-	b, err := numbers(f.m[name])
-	if err == nil && len(b) != len(dst) {
-		err = fmt.Errorf("%d bytes, want %d", len(b), len(dst))
+	var list []json.RawMessage
+	f.fail(name, json.Unmarshal(f.m[name], &list))
+	if *f.err == nil && len(list) != len(dst) {
+		f.fail(name, fmt.Errorf("%d values, want %d", len(list), len(dst)))
+		return
 	}
-	f.fail(name, err)
-	copy(dst, b)
+	for i, raw := range list {
+		b, err := decode(raw)
+		if err == nil && len(b) != len(dst[i]) {
+			err = fmt.Errorf("%d bytes, want %d", len(b), len(dst[i]))
+		}
+		if err != nil {
+			f.fail(fmt.Sprintf("%s[%d]", name, i), err)
+			return
+		}
+		dst[i] = [32]byte(b)
+	}
 }
 
 func (f *fields) onlyFrom(version, first uint32, names ...string) {
@@ -125,6 +173,14 @@ func (f *fields) certs(name string) (certs []Cert) {
 		certs = append(certs, Cert{kind, der})
 	}
 	return certs
+}
+
+// decode64 reads base64 that has one form only. encoding/base64 skips line breaks even when it is strict.
+func decode64(enc *base64.Encoding, s string) ([]byte, error) {
+	if i := strings.IndexAny(s, "\r\n"); i >= 0 {
+		return nil, base64.CorruptInputError(i)
+	}
+	return enc.Strict().DecodeString(s)
 }
 
 // numbers reads an array of numbers from 0 to 255. encoding/json would also take base64, and null for 0.

@@ -91,14 +91,16 @@ type (
 	}
 )
 
-// JSON is the form that Trustee takes as primary_evidence (wire/SPEC.md §2.1, §2.5). It refuses an SNP report that
-// would not come out of that form byte for byte, because its signature would not hold there.
+// JSON is the newest form that Trustee takes as primary_evidence (wire/SPEC.md §2). Bytes that are no evidence are an
+// error, and so is an SNP report that would not come out of that form byte for byte: its signature would not hold there.
 func (e Evidence) JSON() (json.RawMessage, error) {
 	switch e.Kind {
 	case SNP:
 		return snpToJSON(e)
 	case TDX:
 		return tdxToJSON(e)
+	case AzSNPvTPM, AzTDXvTPM:
+		return azureToJSON(e)
 	case Sample:
 		if len(e.Report) != 64 {
 			return nil, fmt.Errorf("sample evidence: %d bytes of report data, want 64", len(e.Report))
@@ -112,9 +114,21 @@ func (e Evidence) JSON() (json.RawMessage, error) {
 	return nil, fmt.Errorf("evidence kind %q: unknown", e.Kind)
 }
 
-// FromJSON reads what JSON writes, and what Trustee's own attester writes for the same kinds. At most 1 MiB; unknown,
-// repeated, missing members and wrong lengths are errors. SNP reports come back as 1184 bytes, certificates of known
-// types as a GHCB table in Aux.
+// Legacy is the form for older servers where there is one, otherwise JSON. SNP: as Trustee v0.12 and v0.13 take it. Azure:
+// version 0, which every Trustee takes (wire/SPEC.md §2.1, §2.3).
+func (e Evidence) Legacy() (json.RawMessage, error) {
+	switch e.Kind {
+	case SNP:
+		return snpToJSON40(e)
+	case AzSNPvTPM, AzTDXvTPM:
+		return azureToJSON0(e)
+	}
+	return e.JSON()
+}
+
+// FromJSON reads what JSON and Legacy write, and what Trustee's own attester writes for the same kinds. At most 1 MiB;
+// unknown, repeated, missing members and wrong lengths are errors. SNP reports come back as 1184 bytes, certificates of
+// known types as a GHCB table in Aux. Nothing is verified.
 func FromJSON(kind Kind, raw []byte) (Evidence, error) {
 	if len(raw) > maxJSON {
 		return Evidence{}, fmt.Errorf("%s evidence: %d bytes, at most %d", kind, len(raw), maxJSON)
@@ -125,6 +139,8 @@ func FromJSON(kind Kind, raw []byte) (Evidence, error) {
 		e, err = snpFromJSON(raw)
 	case TDX:
 		e, err = tdxFromJSON(raw)
+	case AzSNPvTPM, AzTDXvTPM:
+		e, err = azureFromJSON(kind, raw)
 	case Sample:
 		e, err = sampleFromJSON(raw)
 	default:
@@ -141,7 +157,7 @@ func snpToJSON(e Evidence) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	certs, err := ParseCerts(e.Aux)
+	certs, err := certsToJSON(e.Aux, r.Signer())
 	if err != nil {
 		return nil, err
 	}
@@ -168,20 +184,35 @@ func snpToJSON(e Evidence) (json.RawMessage, error) {
 	if r.Version >= 5 {
 		j.Report.LaunchMitVector, j.Report.CurrentMitVector = &r.LaunchMitigationVector, &r.CurrentMitigationVector
 	}
-	// Trustee wants exactly one key that signs reports in the chain, or no chain: then it looks for the VCEK elsewhere.
-	signer := r.Signer().String()
+	j.Certs = certs
+	return json.Marshal(j)
+}
+
+// certsToJSON is the chain. Trustee wants exactly one key that signs reports in it, or none at all: then it looks for the
+// VCEK elsewhere.
+func certsToJSON(table []byte, by Signer) (chain []certJSON, err error) {
+	certs, err := ParseCerts(table)
+	if err != nil {
+		return nil, err
+	}
+	signer := by.String()
 	if slices.ContainsFunc(certs, func(c Cert) bool { return c.Type == signer }) {
 		for _, c := range certs {
 			if endorses := c.Type == "VCEK" || c.Type == "VLEK"; !endorses || c.Type == signer {
-				j.Certs = append(j.Certs, certJSON{c.Type, c.DER})
+				chain = append(chain, certJSON{c.Type, c.DER})
 			}
 		}
 	}
-	return json.Marshal(j)
+	return chain, nil
 }
 
 func snpFromJSON(raw []byte) (Evidence, error) {
 	top := open("", raw, []string{"attestation_report"}, []string{"cert_chain"})
+	if is40(top.m["attestation_report"]) {
+		report := make([]byte, SNPReportSize)
+		top.members40("attestation_report", report40, report)
+		return snpWithCerts(top, report)
+	}
 	f := top.object("attestation_report", []string{
 		"version", "guest_svn", "policy", "family_id", "image_id", "vmpl", "sig_algo", "current_tcb", "plat_info", "key_info",
 		"report_data", "measurement", "host_data", "id_key_digest", "author_key_digest", "report_id", "report_id_ma",
@@ -225,6 +256,10 @@ func snpFromJSON(raw []byte) (Evidence, error) {
 	sig := f.object("signature", []string{"r", "s"}, nil)
 	sig.octets("r", r.SignatureR[:])
 	sig.octets("s", r.SignatureS[:])
+	return snpWithCerts(top, r.Marshal())
+}
+
+func snpWithCerts(top *fields, report []byte) (Evidence, error) {
 	certs := top.certs("cert_chain")
 	if err := top.failure(); err != nil {
 		return Evidence{}, err
@@ -233,7 +268,7 @@ func snpFromJSON(raw []byte) (Evidence, error) {
 	if err != nil {
 		return Evidence{}, err
 	}
-	e := Evidence{Kind: SNP, Report: r.Marshal(), Aux: aux}
+	e := Evidence{Kind: SNP, Report: report, Aux: aux}
 	if _, err := ParseSNP(e.Report); err != nil {
 		return Evidence{}, err
 	}
@@ -252,7 +287,7 @@ func sampleFromJSON(raw []byte) (Evidence, error) {
 	if err := json.Unmarshal(m["report_data"], &data); err != nil {
 		return Evidence{}, fmt.Errorf("report_data: %w", err)
 	}
-	b, err := base64.StdEncoding.Strict().DecodeString(data)
+	b, err := decode64(base64.StdEncoding, data)
 	if err != nil {
 		return Evidence{}, fmt.Errorf("report_data: %w", err)
 	}

@@ -188,7 +188,8 @@ func TestSampleEvidence(t *testing.T) {
 	if diff := cmp.Diff(ev, again); diff != "" {
 		t.Error(diff)
 	}
-	for _, bad := range []string{`{}`, `{"svn":"2","report_data":""}`, `{"svn":"1","report_data":"AAAA"}`, `{"svn":"1","report_data":1}`} {
+	for _, bad := range []string{`{}`, `{"svn":"2","report_data":""}`, `{"svn":"1","report_data":"AAAA"}`, `{"svn":"1","report_data":1}`,
+		strings.Replace(string(j), "Zm9y", `Zm9y\n`, 1)} {
 		if _, err := FromJSON(Sample, []byte(bad)); err == nil {
 			t.Errorf("%s is taken", bad)
 		}
@@ -198,6 +199,10 @@ func TestSampleEvidence(t *testing.T) {
 func FuzzFromJSON(f *testing.F) {
 	j, err := Evidence{Kind: SNP, Report: report(3, 0x19)}.JSON()
 	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte(j))
+	if j, err = (Evidence{Kind: SNP, Report: report(5, 0x1A)}).Legacy(); err != nil {
 		f.Fatal(err)
 	}
 	f.Add([]byte(j))
@@ -211,13 +216,15 @@ func FuzzFromJSON(f *testing.F) {
 			if err != nil {
 				continue
 			}
-			j, err := ev.JSON()
-			if err != nil {
-				t.Fatalf("%s: %v", kind, err)
-			}
-			again, err := FromJSON(kind, j)
-			if err != nil || !bytes.Equal(again.Report, ev.Report) {
-				t.Errorf("%s does not come back: %v", kind, err)
+			for _, form := range []func() (json.RawMessage, error){ev.JSON, ev.Legacy} {
+				j, err := form()
+				if err != nil {
+					t.Fatalf("%s: %v", kind, err)
+				}
+				again, err := FromJSON(kind, j)
+				if err != nil || !bytes.Equal(again.Report, ev.Report) {
+					t.Errorf("%s does not come back: %v", kind, err)
+				}
 			}
 		}
 	})

@@ -25,10 +25,32 @@ func (e Evidence) Launch() (Launch, error) {
 			return Launch{}, err
 		}
 		return Launch{q.Report.MRTD, MRConfigID, q.Report.MRConfigID[:]}, nil
+	case AzSNPvTPM, AzTDXvTPM:
+		return e.azureLaunch()
 	case Sample:
 		return Launch{}, nil
 	}
 	return Launch{}, fmt.Errorf("evidence of kind %q says nothing of the launch", e.Kind)
+}
+
+func (e Evidence) azureLaunch() (Launch, error) {
+	h, _, err := e.azure()
+	if err != nil {
+		return Launch{}, err
+	}
+	pcr8 := e.TPM.PCRs[8]
+	if e.Kind == AzTDXvTPM {
+		q, err := ParseTDX(e.Aux)
+		if err != nil {
+			return Launch{}, err
+		}
+		return Launch{q.Report.MRTD, PCR8, pcr8[:]}, nil
+	}
+	r, err := ParseSNP(h.Hardware)
+	if err != nil {
+		return Launch{}, err
+	}
+	return Launch{r.Measurement, PCR8, pcr8[:]}, nil
 }
 
 // Empty says that nothing was put into the register.

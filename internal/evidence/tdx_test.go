@@ -2,7 +2,9 @@ package evidence
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"testing"
@@ -58,6 +60,48 @@ func TestRecordedTDXQuotes(t *testing.T) {
 				t.Errorf("with bytes behind it: %v", err)
 			}
 		})
+	}
+}
+
+// TestTrusteeReadsTheSame: Trustee's own test has the claims of one quote.
+func TestTrusteeReadsTheSame(t *testing.T) {
+	q, err := ParseTDX(fixture(t, "tdx/tdx_quote_4.dat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var claims struct {
+		Quote struct{ Header, Body map[string]string }
+	}
+	if err := json.Unmarshal(fixture(t, "tdx/parse_tdx_claims_expected.json"), &claims); err != nil {
+		t.Fatal(err)
+	}
+	r, le := &q.Report, binary.LittleEndian
+	got := map[string][]byte{
+		"tcb_svn": r.TEETCBSVN[:], "mr_seam": r.MRSeam[:], "mrsigner_seam": r.MRSignerSeam[:], "mr_td": r.MRTD[:],
+		"mr_config_id": r.MRConfigID[:], "mr_owner": r.MROwner[:], "mr_owner_config": r.MROwnerConfig[:],
+		"rtmr_0": r.RTMR[0][:], "rtmr_1": r.RTMR[1][:], "rtmr_2": r.RTMR[2][:], "rtmr_3": r.RTMR[3][:], "report_data": r.ReportData[:],
+		"seam_attributes": le.AppendUint64(nil, r.SeamAttributes), "td_attributes": le.AppendUint64(nil, r.Attributes),
+		"xfam": le.AppendUint64(nil, r.XFAM),
+	}
+	if len(claims.Quote.Body) != len(got) {
+		t.Errorf("%d claims, want %d", len(claims.Quote.Body), len(got))
+	}
+	for name, want := range claims.Quote.Body {
+		if hex.EncodeToString(got[name]) != want {
+			t.Errorf("%s is %x, want %s", name, got[name], want)
+		}
+	}
+	if h := claims.Quote.Header; hex.EncodeToString(q.QEVendorID[:]) != h["vendor_id"] || hex.EncodeToString(q.UserData[:]) != h["user_data"] {
+		t.Errorf("vendor %x with user data %x, want %v", q.QEVendorID, q.UserData, h)
+	}
+	// What is beside the quotes and is none.
+	for _, name := range []string{"tdx/go-tdx-guest-report.dat", "hcl/hcl-report-tdx.bin", "ccel/ccel_data.dat"} {
+		if _, err := ParseTDX(fixture(t, name)); err == nil {
+			t.Errorf("%s is taken", name)
+		}
+	}
+	if _, err := ParseEventLog(fixture(t, "ccel/ccel_table.dat")); err == nil {
+		t.Error("the ACPI table is taken for the log that it points to")
 	}
 }
 

@@ -54,7 +54,7 @@ func base64Member(m map[string]json.RawMessage, name string) ([]byte, error) {
 	if err := json.Unmarshal(m[name], &text); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	b, err := base64.StdEncoding.Strict().DecodeString(text)
+	b, err := decode64(base64.StdEncoding, text)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}

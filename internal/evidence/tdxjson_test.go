@@ -3,6 +3,7 @@ package evidence
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -37,6 +38,9 @@ func TestTDXEvidence(t *testing.T) {
 		"a further member":           `{"quote":"` + q + `","x":1}`,
 		"base64url":                  `{"quote":"` + base64.RawURLEncoding.EncodeToString(quote) + `"}`,
 		"a quote that is none":       `{"quote":"AAAA"}`,
+		"a line break in base64":     `{"quote":"` + q[:4] + `\n` + q[4:] + `"}`,
+		"null for the quote":         `{"quote":null}`,
+		"dashes in names":            `{"cc-eventlog":null,"quote":"` + q + `"}`,
 		"a log that is none":         `{"quote":"` + q + `","cc_eventlog":"AAAA"}`,
 		"an array of numbers":        `{"quote":[4,0]}`,
 		"cut after the header":       `{"quote":"` + q[:64] + `"}`,
@@ -97,6 +101,7 @@ func testQuoteHeader() []byte {
 // TestRecordedRegisters: what each register holds of the recorded initdata documents.
 func TestRecordedRegisters(t *testing.T) {
 	var vectors map[string]struct {
+		Algorithm  string `json:"algorithm"`
 		Digest     string `json:"digest"`
 		HostData   string `json:"snp_host_data"`
 		MRConfigID string `json:"tdx_mrconfigid"`
@@ -112,6 +117,12 @@ func TestRecordedRegisters(t *testing.T) {
 		digest, err := hex.DecodeString(v.Digest)
 		if err != nil {
 			t.Fatal(err)
+		}
+		// The digest is over the bytes of the document as they are, its last line break included.
+		document := shared(t, "vectors/kbs/"+name)
+		sum256, sum384 := sha256.Sum256(document), sha512.Sum384(document)
+		if got := map[string][]byte{"sha256": sum256[:], "sha384": sum384[:]}[v.Algorithm]; !bytes.Equal(got, digest) {
+			t.Errorf("%s has the digest %x, want %x", name, got, digest)
 		}
 		for register, want := range map[string]string{HostData: v.HostData, MRConfigID: v.MRConfigID, PCR8: v.PCR8, RTMR3: "", "": ""} {
 			if got := hex.EncodeToString(InRegister(register, digest)); got != want {
