@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
@@ -17,7 +18,14 @@ import (
 
 // evidenceFlags are those of ampoule verify --evidence.
 type evidenceFlags struct {
-	file, kind, cert, eventlog, reportData, initData, at string
+	file, kind, cert, eventlog, reportData, initData, at, collateral, tcbStatus string
+	fetch                                                                       bool
+	kds                                                                         string // where fetch asks
+}
+
+// azure says that the kind is evidence only as a whole: no raw part of it proves anything.
+func (f *evidenceFlags) azure() bool {
+	return f.kind == string(evidence.AzSNPvTPM) || f.kind == string(evidence.AzTDXvTPM)
 }
 
 // evidenceFacts is what verify --evidence prints as JSON.
@@ -27,19 +35,22 @@ type evidenceFacts struct {
 	Product     string               `json:"product"`
 	Simulated   bool                 `json:"simulated"`
 	Measurement evidence.Measurement `json:"measurement"`
-	Register    string               `json:"register,omitempty"` // HOST_DATA or MRCONFIGID
+	Register    string               `json:"register,omitempty"` // HOST_DATA, MRCONFIGID, RTMR3 or PCR 8
 	InitData    string               `json:"init_data,omitempty"`
 	ReportData  string               `json:"report_data"`
 	VMPL        *uint32              `json:"vmpl,omitempty"`
-	TCB         *evidence.TCB        `json:"tcb,omitempty"` // of the certificate, which the report's equals
+	TCB         *evidence.TCB        `json:"tcb,omitempty"`        // of the certificate, which the report's equals
+	TCBStatus   string               `json:"tcb_status,omitempty"` // Intel's, where there was collateral
+	Advisories  []string             `json:"advisories,omitempty"`
 	RTMR        []string             `json:"rtmr,omitempty"`
+	PCRs        []string             `json:"pcrs,omitempty"` // SHA-256, 0 to 23
 	Failed      []string             `json:"failed,omitempty"`
 	NotChecked  []string             `json:"not_checked,omitempty"`
 	Unproven    []string             `json:"unproven,omitempty"`
 }
 
 // verifyEvidence judges evidence by itself, without a receipt around it.
-func verifyEvidence(std stdio, f evidenceFlags, want verify.Expect, allowSample, asJSON bool) error {
+func verifyEvidence(ctx context.Context, std stdio, f evidenceFlags, want verify.Expect, allowSample, asJSON bool) error {
 	o := verify.Options{Roots: want.Roots, Intel: want.Intel, Measurements: want.Measurements, AllowSample: allowSample}
 	facts := evidenceFacts{Kind: evidence.Kind(f.kind)}
 	skipped := func(given bool, what string) {
@@ -57,13 +68,14 @@ func verifyEvidence(std stdio, f evidenceFlags, want verify.Expect, allowSample,
 		}
 		o.ReportData = new([64]byte)
 		copy(o.ReportData[:], b)
+		skipped(len(b) <= 48 || !f.azure() && facts.Kind != evidence.Sample, "the last bytes of the report data: evidence of this kind holds the first 48")
 	}
 	if f.initData != "" {
-		b, err := hex.DecodeString(f.initData)
-		if err != nil || len(b) != 32 && len(b) != 48 && len(b) != 64 {
-			return usagef("--init-data %.140q: want a digest of 32, 48 or 64 bytes in hex; ampoule manifest digest prints it", f.initData)
+		digest, err := initDataDigest(std, f.initData)
+		if err != nil {
+			return err
 		}
-		o.InitData = b
+		o.InitData = digest
 	}
 	if f.at != "" {
 		t, err := time.Parse(time.DateOnly, f.at)
@@ -72,9 +84,17 @@ func verifyEvidence(std stdio, f evidenceFlags, want verify.Expect, allowSample,
 		}
 		o.Now = t
 	}
+	if err := f.judges(&o); err != nil {
+		return err
+	}
 	ev, err := readEvidence(std, f)
 	if err != nil {
 		return err
+	}
+	if f.fetch {
+		if ev, err = f.fetched(ctx, ev); err != nil {
+			return err
+		}
 	}
 	c, err := verify.Evidence(ev, o)
 	if c.Kind == "" {
@@ -83,12 +103,18 @@ func verifyEvidence(std stdio, f evidenceFlags, want verify.Expect, allowSample,
 	facts.Proven, facts.Product, facts.Simulated, facts.Measurement = err == nil, c.Product, c.Simulated, c.Measurement
 	facts.Register, facts.InitData, facts.ReportData = c.Register, hex.EncodeToString(c.InitData), hex.EncodeToString(c.ReportData[:])
 	facts.Unproven = c.Unproven
-	switch c.Kind {
-	case evidence.SNP:
+	facts.TCBStatus, facts.Advisories = c.TCBStatus, c.Advisory
+	if c.SNP != nil {
 		facts.VMPL, facts.TCB = &c.VMPL, &c.TCB
-	case evidence.TDX:
+	}
+	if c.TDX != nil {
 		for _, r := range c.TDX.RTMR {
 			facts.RTMR = append(facts.RTMR, hex.EncodeToString(r[:]))
+		}
+	}
+	if c.PCRs != nil {
+		for _, p := range c.PCRs {
+			facts.PCRs = append(facts.PCRs, hex.EncodeToString(p[:]))
 		}
 	}
 	if err != nil {
@@ -115,9 +141,12 @@ func readEvidence(std stdio, f evidenceFlags) (evidence.Evidence, error) {
 		}
 		ev, err := evidence.FromJSON(kind, b)
 		if err != nil {
-			return ev, fmt.Errorf("%s: %w", f.file, err)
+			return ev, &exitError{3, fmt.Errorf("%s: %w", f.file, err)}
 		}
 		return ev, nil
+	}
+	if f.azure() {
+		return evidence.Evidence{}, usagef("%s: evidence of kind %s is judged as JSON: the vTPM's quote, the HCL report and what vouches for it belong together", f.file, kind)
 	}
 	ev := evidence.Evidence{Kind: kind, Report: b}
 	if f.cert != "" {
@@ -173,8 +202,16 @@ func (f *evidenceFacts) print(w io.Writer) {
 	if f.TCB != nil {
 		fmt.Fprintf(w, "  TCB          %+v\n", *f.TCB)
 	}
+	if f.TCBStatus != "" {
+		fmt.Fprintf(w, "  TCB status   %s %s\n", f.TCBStatus, strings.Join(f.Advisories, " "))
+	}
 	for i, r := range f.RTMR {
 		fmt.Fprintf(w, "  RTMR%d        %s\n", i, r)
+	}
+	for i, p := range f.PCRs {
+		if strings.Trim(p, "0") != "" && strings.Trim(p, "f") != "" { // the others nobody has touched
+			fmt.Fprintf(w, "  PCR %-2d       %s\n", i, p)
+		}
 	}
 	for _, l := range f.Failed {
 		fmt.Fprintf(w, "  failed: %s\n", l)

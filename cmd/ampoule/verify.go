@@ -22,7 +22,7 @@ import (
 
 const verifyHelp = `
 usage: ampoule verify [flags] RECEIPT
-       ampoule verify --evidence FILE --kind snp|tdx|sample [flags]
+       ampoule verify --evidence FILE --kind snp|tdx|az-snp-vtpm|az-tdx-vtpm|sample [flags]
 
 Checks the hardware's signature on a receipt and everything that it binds, offline, and prints what is proven.
 With --measurement the launch measurement must be one of those; with --manifest and --result the receipt must be
@@ -31,27 +31,37 @@ to anyone else.
 
 With --evidence the evidence of a TEE is judged by itself: Trustee's JSON of it, or the raw report with --cert (VCEK or
 VLEK) or the raw quote with --eventlog (CCEL). Debug guests, VMPL other than 0 and a TCB other than the certificate's
-are refused always. Nothing is fetched. What the platform does not prove is printed.
+are refused always, and so is evidence without something that was asked for. What the platform does not prove is printed.
+
+--collateral names a folder of files to judge with. For tdx and az-tdx-vtpm these are answers of Intel's provisioning
+service: tcb_info.json, qe_identity.json, tcb_signing_chain.pem, pck_crl.der and root_ca_crl.der; a platform that is
+not UpToDate is refused then, unless --tcb-status takes it. For snp they are VCEK and VLEK certificates for reports that
+bring none. Nothing is fetched, unless --fetch asks AMD for the VCEK of such a report.
 
 Examples:
   ampoule verify --measurement 4f…9a --manifest job.json --result result.tar.age receipt.json
   ampoule verify --json receipt.json
-  ampoule verify --evidence quote.bin --kind tdx --eventlog ccel.bin --report-data 6e6f…`
+  ampoule verify --evidence quote.bin --kind tdx --eventlog ccel.bin --report-data 6e6f…
+  ampoule verify --evidence evidence.json --kind az-snp-vtpm --init-data initdata.toml --json`
 
-func verifyVerb(_ context.Context, args []string, std stdio) error {
+func verifyVerb(ctx context.Context, args []string, std stdio) error {
 	fs := flags("verify", verifyHelp, std)
 	measurements := fs.String("measurement", "", "launch measurements that are accepted, 96 hex digits each, with commas")
+	list := fs.String("measurements", "", "file with more of them: a JSON list of strings")
 	manifestFile := fs.String("manifest", "", "the manifest that was sent")
 	resultFile := fs.String("result", "", "the result as delivered (result.tar.age)")
 	root := fs.String("test-root", "", "PEM file with the root of a simulated TEE (test-root.pem)")
 	asJSON := fs.Bool("json", false, "print the facts as JSON")
-	var f evidenceFlags
+	f := evidenceFlags{kds: verify.AMDKDS}
 	fs.StringVar(&f.file, "evidence", "", "evidence to judge in place of a receipt, - for standard input")
-	fs.StringVar(&f.kind, "kind", "", "its kind: snp, tdx or sample")
+	fs.StringVar(&f.kind, "kind", "", "its kind: snp, tdx, az-snp-vtpm, az-tdx-vtpm or sample")
 	fs.StringVar(&f.cert, "cert", "", "certificate of the key that signed a raw SNP report, PEM or DER")
 	fs.StringVar(&f.eventlog, "eventlog", "", "CC event log of a raw TDX quote")
 	fs.StringVar(&f.reportData, "report-data", "", "report data that the evidence must hold, hex; zeros are added to 64 bytes")
-	fs.StringVar(&f.initData, "init-data", "", "digest of the initdata document that the launch must be bound to, hex")
+	fs.StringVar(&f.initData, "init-data", "", "initdata document that the guest must be bound to: its digest in hex, or its file")
+	fs.StringVar(&f.collateral, "collateral", "", "folder with Intel's answers about platforms, or with AMD's certificates")
+	fs.StringVar(&f.tcbStatus, "tcb-status", "", "statuses taken besides UpToDate, as OutOfDate, with commas")
+	fs.BoolVar(&f.fetch, "fetch", false, "ask AMD for the VCEK of a report that brings none")
 	fs.StringVar(&f.at, "at", "", "date at which certificates must have been valid, as 2026-01-31; today when empty")
 	sample := fs.Bool("allow-sample", false, "take sample evidence, which anybody can make up")
 	receipts := 1
@@ -78,12 +88,22 @@ func verifyVerb(_ context.Context, args []string, std stdio) error {
 		}
 		want.Measurements = append(want.Measurements, p)
 	}
+	if f.file == "" && (f != evidenceFlags{kds: f.kds} || *sample) {
+		return usagef("flags about evidence go with --evidence; a receipt brings its own")
+	}
 	var err error
 	if want.Roots, want.Intel, err = testRoots(std, *root); err != nil {
 		return err
 	}
+	if *list != "" {
+		more, err := readMeasurements(std, *list)
+		if err != nil {
+			return err
+		}
+		want.Measurements = append(want.Measurements, more...)
+	}
 	if f.file != "" {
-		return verifyEvidence(std, f, want, *sample, *asJSON)
+		return verifyEvidence(ctx, std, f, want, *sample, *asJSON)
 	}
 	if *manifestFile != "" {
 		b, err := std.readFile(*manifestFile, 1<<20)

@@ -34,8 +34,9 @@ const (
 	arcCSP     = "5"
 )
 
-// findEndorsement picks the certificate of the signer out of a certificate table. None is fetched from anywhere.
-func findEndorsement(r *evidence.SNPReport, table []byte) (*endorsement, error) {
+// findEndorsement picks the certificate of the signer out of a certificate table, or out of a store when the table has
+// none. Nothing is fetched.
+func findEndorsement(r *evidence.SNPReport, report, table []byte, store *CertStore) (*endorsement, error) {
 	want := r.Signer()
 	if want != evidence.VCEK && want != evidence.VLEK {
 		return nil, fmt.Errorf("signed by %s, want VCEK or VLEK", want)
@@ -45,6 +46,9 @@ func findEndorsement(r *evidence.SNPReport, table []byte) (*endorsement, error) 
 		return nil, err
 	}
 	i := slices.IndexFunc(certs, func(c evidence.Cert) bool { return c.Type == want.String() })
+	if i < 0 && store != nil {
+		return store.find(r, report)
+	}
 	if i < 0 {
 		return nil, fmt.Errorf("no %s certificate in the evidence, and none is fetched: load one into the host's certificate table", want)
 	}

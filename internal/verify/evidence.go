@@ -7,13 +7,15 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 )
 
-// Evidence checks evidence of any kind that this build can judge.
+// Evidence checks evidence of any kind.
 func Evidence(ev evidence.Evidence, o Options) (Claims, error) {
 	switch ev.Kind {
 	case evidence.SNP:
 		return SNP(ev, o)
 	case evidence.TDX:
 		return TDX(ev, o)
+	case evidence.AzSNPvTPM, evidence.AzTDXvTPM:
+		return Azure(ev, o)
 	case evidence.Sample:
 		return sample(ev, o)
 	}

@@ -61,14 +61,7 @@ func Receipt(b []byte, e Expect) (*Verdict, error) {
 		return nil, fmt.Errorf("receipt: %w", err)
 	}
 	v := &Verdict{Simulated: claims.Simulated, Product: claims.Product, Measurement: claims.Measurement, Statement: st}
-	what := "AMD SEV-SNP, " + claims.Product
-	if claims.Kind == evidence.TDX {
-		what = "Intel TDX"
-	}
-	if claims.Simulated {
-		what = "a SIMULATED TEE, which proves nothing to anyone else"
-	}
-	v.add("evidence", nil, "signed by "+what)
+	v.add("evidence", nil, "signed by "+signedFor(&claims))
 	p := st.Predicate
 
 	v.hold("measurement", len(e.Measurements) > 0, func() error {
@@ -96,6 +89,21 @@ func Receipt(b []byte, e Expect) (*Verdict, error) {
 	return v, errors.Join(errs...)
 }
 
+// signedFor names who vouches for evidence.
+func signedFor(c *Claims) string {
+	switch {
+	case c.Simulated:
+		return "a SIMULATED TEE, which proves nothing to anyone else"
+	case c.Kind == evidence.TDX:
+		return "Intel TDX"
+	case c.Kind == evidence.AzTDXvTPM:
+		return "the vTPM of Azure's paravisor, for which Intel TDX vouches"
+	case c.Kind == evidence.AzSNPvTPM:
+		return "the vTPM of Azure's paravisor, for which AMD SEV-SNP vouches, " + c.Product
+	}
+	return "AMD SEV-SNP, " + c.Product
+}
+
 // boundAs holds the binding that the statement claims against the register that the hardware signed.
 func boundAs(p result.Predicate, c Claims) error {
 	if p.Measurement != "" && p.Measurement != c.Measurement.String() {
@@ -103,6 +111,9 @@ func boundAs(p result.Predicate, c Claims) error {
 	}
 	switch p.Binding {
 	case result.BindLaunch:
+		if !(evidence.Launch{Register: c.Register}).FixedAtLaunch() {
+			return errors.New("the statement says that the launch fixed the manifest, and this evidence has no register that a launch fixes")
+		}
 		digest, err := hex.DecodeString(p.InitdataSHA256)
 		if err != nil {
 			return fmt.Errorf("initdata_sha256: %w", err)
@@ -111,12 +122,18 @@ func boundAs(p result.Predicate, c Claims) error {
 		return differs(want != nil && bytes.Equal(want, c.InitData), "%s is %x, and the statement's initdata digest is %s", c.Register, c.InitData, p.InitdataSHA256)
 	case result.BindRuntime:
 		digest, err := hex.DecodeString(p.InitdataSHA256)
-		if err != nil || len(digest) != 32 || c.TDX == nil {
-			return errors.New("a runtime binding is checked in RTMR3 of TDX alone, and this evidence has none")
+		if err != nil || len(digest) != 32 {
+			return fmt.Errorf("initdata_sha256: %.80q is no SHA-256", p.InitdataSHA256)
 		}
-		_, extend := evidence.InitDataEvent([32]byte(digest))
-		want := evidence.Extend384([48]byte{}, extend)
-		return differs(c.TDX.RTMR[3] == want, "RTMR3 is %x, and with the statement's initdata digest it would be %x", c.TDX.RTMR[3], want)
+		switch {
+		case c.Register == evidence.PCR8:
+			want := evidence.InRegister(c.Register, digest)
+			return differs(bytes.Equal(want, c.InitData), "PCR 8 is %x, and with the statement's initdata digest it would be %x", c.InitData, want)
+		case c.TDX != nil:
+			want := extended([32]byte(digest))
+			return differs(c.TDX.RTMR[3] == want, "RTMR3 is %x, and with the statement's initdata digest it would be %x", c.TDX.RTMR[3], want)
+		}
+		return errors.New("a runtime binding is in RTMR3 or PCR 8, and this evidence has neither")
 	case result.BindPinned:
 		return nil // in the measured command line, so in the launch measurement
 	}

@@ -1,7 +1,8 @@
-// Package verify judges evidence: is the signature AMD's (or that of a test root), and do the claims hold.
+// Package verify judges evidence: are the signatures AMD's or Intel's (or those of a test root), and do the claims hold.
 //
 // It is for hosts only, works offline, and accepts a simulated TEE only when its root is given by hand. What is
-// missing fails. Revocation lists are not consulted: AMD retires chips by raising the TCB, which the policy sees.
+// missing fails, and what evidence cannot prove is named in Claims.Unproven. AMD's revocation lists are not consulted: AMD
+// retires chips by raising the TCB, which the policy sees. Intel's are, where there is collateral.
 package verify
 
 import (

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/binary"
 	"encoding/pem"
 	"errors"
@@ -100,8 +101,16 @@ func TestRecordedEventLog(t *testing.T) {
 	}
 }
 
-// A platform is a test-only chain in the shape of Intel's, and a quoting enclave.
+// An issuer signs certificates, revocation lists or answers.
+type issuer struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+// A platform is a test-only chain in the shape of Intel's, and a quoting enclave. The serial numbers are 1 for the root, 2
+// for the CA, 3 for the platform.
 type platform struct {
+	rootIssuer, ca          *issuer
 	root                    *x509.Certificate
 	chain                   []byte
 	pck, attestation, caKey *ecdsa.PrivateKey
@@ -121,33 +130,74 @@ func newPlatformOf(t testing.TB, leafName string) *platform {
 		}
 		return k
 	}
-	cert := func(serial int64, name string, ca bool, pub *ecdsa.PublicKey, parent *x509.Certificate, by *ecdsa.PrivateKey) *x509.Certificate {
-		c := &x509.Certificate{
-			SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name}, IsCA: ca, BasicConstraintsValid: true,
-			NotBefore: recorded.AddDate(-1, 0, 0), NotAfter: recorded.AddDate(5, 0, 0), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-		}
-		if parent == nil {
-			parent = c
-		}
-		der, err := x509.CreateCertificate(rand.Reader, c, parent, pub, by)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := x509.ParseCertificate(der)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
-	}
 	p := &platform{pck: key(), attestation: key(), caKey: key()}
 	rootKey := key()
-	p.root = cert(1, "Intel SGX Root CA", true, &rootKey.PublicKey, nil, rootKey)
-	ca := cert(2, "Intel SGX PCK Platform CA", true, &p.caKey.PublicKey, p.root, rootKey)
-	leaf := cert(3, leafName, false, &p.pck.PublicKey, ca, p.caKey)
-	for _, c := range []*x509.Certificate{leaf, ca, p.root} {
+	p.root = certify(t, 1, "Intel SGX Root CA", true, &rootKey.PublicKey, &issuer{key: rootKey})
+	p.rootIssuer = &issuer{p.root, rootKey}
+	p.ca = &issuer{certify(t, 2, "Intel SGX PCK Platform CA", true, &p.caKey.PublicKey, p.rootIssuer), p.caKey}
+	leaf := certify(t, 3, leafName, false, &p.pck.PublicKey, p.ca)
+	for _, c := range []*x509.Certificate{leaf, p.ca.cert, p.root} {
 		p.chain = append(p.chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
 	return p
+}
+
+// signer is who signs Intel's answers about platforms.
+func (p *platform) signer(t testing.TB) *issuer {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &issuer{certify(t, 4, tcbName, false, &k.PublicKey, p.rootIssuer), k}
+}
+
+// certify makes a certificate; an issuer without one signs itself. A leaf says of its platform that all is zero.
+func certify(t testing.TB, serial int64, name string, ca bool, pub *ecdsa.PublicKey, by *issuer) *x509.Certificate {
+	t.Helper()
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name}, IsCA: ca, BasicConstraintsValid: true,
+		NotBefore: recorded.AddDate(-1, 0, 0), NotAfter: recorded.AddDate(5, 0, 0),
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
+	}
+	if !ca {
+		c.ExtraExtensions = []pkix.Extension{{Id: sgxArc, Value: sgxExtension(t)}}
+	}
+	parent := by.cert
+	if parent == nil {
+		parent = c
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, pub, by.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+type sgxMember struct {
+	ID    asn1.ObjectIdentifier
+	Value any
+}
+
+func sgxExtension(t testing.TB) []byte {
+	t.Helper()
+	id := func(n ...int) asn1.ObjectIdentifier { return append(append(asn1.ObjectIdentifier{}, sgxArc...), n...) }
+	var tcb []sgxMember
+	for i := range 17 {
+		tcb = append(tcb, sgxMember{id(2, i+1), 0})
+	}
+	tcb = append(tcb, sgxMember{id(2, 18), make([]byte, 16)})
+	der, err := asn1.Marshal([]sgxMember{
+		{id(1), make([]byte, 16)}, {id(2), tcb}, {id(3), make([]byte, 2)}, {id(4), make([]byte, 6)}, {id(5), asn1.Enumerated(1)}, {id(6), make([]byte, 16)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
 }
 
 func signP256(t testing.TB, key *ecdsa.PrivateKey, b []byte) []byte {
@@ -209,10 +259,19 @@ func TestForgedQuotes(t *testing.T) {
 		"a debug TDX module":                   {func(p *platform, _ *Options) { p.report.SeamAttributes = 1 }, "seam_attributes"},
 		"MRCONFIGID as wanted":                 {func(p *platform, o *Options) { copy(p.report.MRConfigID[:], digest[:]); o.InitData = digest[:] }, ""},
 		"MRCONFIGID of another":                {func(p *platform, o *Options) { p.report.MRConfigID[0] = 1; o.InitData = digest[:] }, "init_data"},
-		"an empty MRCONFIGID":                  {func(_ *platform, o *Options) { o.InitData = digest[:] }, "MRCONFIGID is zero"},
-		"another measurement":                  {func(_ *platform, o *Options) { o.Measurements = []evidence.Measurement{{1}} }, "measurement"},
-		"other report data":                    {func(_ *platform, o *Options) { o.ReportData = &[64]byte{1} }, "report_data"},
-		"a log of nothing":                     {func(p *platform, _ *Options) { p.report.RTMR[1][0] = 1 }, "rtmr1"},
+		"RTMR3 as wanted":                      {func(p *platform, o *Options) { p.report.RTMR[3], o.InitData = extended(digest), digest[:] }, ""},
+		"RTMR3 beside another MRCONFIGID": {func(p *platform, o *Options) {
+			p.report.MRConfigID[0], p.report.RTMR[3], o.InitData = 1, extended(digest), digest[:]
+		}, "init_data"},
+		"RTMR3 with more in it": {func(p *platform, o *Options) {
+			p.report.RTMR[3], o.InitData = evidence.Extend384(extended(digest), [48]byte{}), digest[:]
+		}, "MRCONFIGID is zero"},
+		"host data, which it has not": {func(_ *platform, o *Options) { o.HostData = new([32]byte) }, "host_data"},
+		"a guest that can be moved":   {func(p *platform, _ *Options) { p.report.Attributes = 1 << 29 }, "td_attributes.migratable"},
+		"an empty MRCONFIGID":         {func(_ *platform, o *Options) { o.InitData = digest[:] }, "MRCONFIGID is zero"},
+		"another measurement":         {func(_ *platform, o *Options) { o.Measurements = []evidence.Measurement{{1}} }, "measurement"},
+		"other report data":           {func(_ *platform, o *Options) { o.ReportData = &[64]byte{1} }, "report_data"},
+		"a log of nothing":            {func(p *platform, _ *Options) { p.report.RTMR[1][0] = 1 }, "rtmr1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPlatform(t)
@@ -252,6 +311,9 @@ func TestSampleEvidence(t *testing.T) {
 	if err != nil || !c.Simulated || len(c.Unproven) == 0 {
 		t.Errorf("%+v, %v", c, err)
 	}
+	if _, err := Evidence(ev, Options{AllowSample: true, ReportData: &[64]byte{48: 1}}); err != nil {
+		t.Errorf("report data whose first 48 bytes it holds: %v", err)
+	}
 	for name, o := range map[string]Options{
 		"other report data": {ReportData: &[64]byte{1}}, "a measurement": {Measurements: []evidence.Measurement{{}, {1}}[1:]}, "an initdata": {InitData: make([]byte, 32)},
 	} {
@@ -263,4 +325,19 @@ func TestSampleEvidence(t *testing.T) {
 	if _, err := Evidence(evidence.Evidence{Kind: "sgx"}, Options{}); err == nil {
 		t.Error("an unknown kind is taken")
 	}
+}
+
+func FuzzTDX(f *testing.F) {
+	p := newPlatform(f)
+	p.report.MRTD = evidence.Measurement{1}
+	ev := p.quote(f)
+	f.Add(ev.Report, []byte(nil))
+	f.Add(ev.Report, []byte("Spec ID Event03"))
+	o := Options{Intel: []*x509.Certificate{p.root}, Now: recorded}
+	f.Fuzz(func(t *testing.T, quote, log []byte) {
+		claims, err := TDX(evidence.Evidence{Kind: evidence.TDX, Report: quote, EventLog: log}, o)
+		if err == nil && claims.Measurement != p.report.MRTD {
+			t.Error("a quote that was never signed is accepted")
+		}
+	})
 }
