@@ -9,8 +9,10 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/ampoule-vm/ampoule/image"
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/guestapi"
 	"github.com/ampoule-vm/ampoule/internal/imagepolicy"
@@ -21,13 +23,27 @@ import (
 	vault "github.com/ampoule-vm/ampoule/internal/secret"
 )
 
-// ask attests to the brokers of wants and takes what they give.
-func (r *run) ask(ctx context.Context, wants []kbs.Want) (*kbs.Grant, error) {
+// toBrokers gives the one client of this boot: what attested to a broker once need not do so again.
+func (r *run) toBrokers() (keyBrokers, error) {
+	if r.brokers != nil {
+		return r.brokers, nil
+	}
 	initdata := r.initdata
 	if r.binding != result.BindLaunch && r.register != evidence.PCR8 {
 		initdata = nil // a broker holds it against the register of the launch, where it is not
 	}
-	grant, err := r.exchange(ctx, r.brokers(), r.dev, initdata, wants)
+	var err error
+	r.brokers, err = r.openBrokers(brokersOf(r.doc, r.opts.Allow.Has(cmdline.AllowHTTP)), r.dev, initdata)
+	return r.brokers, err
+}
+
+// ask attests to the brokers of wants, where that has not been done, and takes what they give.
+func (r *run) ask(ctx context.Context, wants []kbs.Want) (*kbs.Grant, error) {
+	brokers, err := r.toBrokers()
+	if err != nil {
+		return nil, err
+	}
+	grant, err := brokers.Fetch(ctx, wants)
 	if err != nil && ctx.Err() == nil {
 		err = because(result.Denied, err)
 	}
@@ -112,8 +128,24 @@ func (s secrets) zero() {
 	}
 }
 
+// closeGrace is how long the sessions may take to end. A device that hangs under one must not keep the outcome back; the
+// machine is switched off next, and its memory with it.
+const closeGrace = 5 * time.Second
+
 // forget wipes what the brokers gave besides the keys, which pull wipes, wherever the boot ended.
 func (r *run) forget() {
+	if r.brokers != nil {
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			r.brokers.Close()
+		}()
+		select {
+		case <-closed:
+		case <-time.After(closeGrace):
+			r.private.Warn("key brokers", "error", "a request was still under way, and its key is not wiped")
+		}
+	}
 	r.secrets.zero()
 	for _, c := range r.logins {
 		c.Zero()
@@ -229,8 +261,19 @@ func (r *run) guestAPI() *guestapi.API {
 		}
 		return nil, errors.New("not granted")
 	}
+	var one sync.Mutex // around the device, which both ask
+	if g.Token {
+		api.Token = func(ctx context.Context) (string, []byte, error) {
+			one.Lock()
+			defer one.Unlock()
+			brokers, err := r.toBrokers()
+			if err != nil {
+				return "", nil, err
+			}
+			return brokers.Token(ctx, g.TokenBroker)
+		}
+	}
 	if g.Evidence {
-		var one sync.Mutex // the device answers one at a time
 		api.Evidence = func(ctx context.Context, data [64]byte) ([]byte, error) {
 			one.Lock()
 			defer one.Unlock()

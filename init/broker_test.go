@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -20,10 +21,13 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/ampoule-vm/ampoule/image"
+	"github.com/ampoule-vm/ampoule/internal/demo"
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/guestapi"
+	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/registryauth"
 	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/internal/tee"
 	"github.com/ampoule-vm/ampoule/internal/workload"
 )
 
@@ -139,6 +143,71 @@ func TestGrants(t *testing.T) {
 	}
 }
 
+// TestToken: a workload that is granted the token has what the broker takes for this machine, out of the one session of
+// the boot.
+func TestToken(t *testing.T) {
+	f := newFlow(t)
+	seal := f.seals()
+	f.keep("default/secret/env", "the password")
+	f.edit(`"results": {`, fmt.Sprintf(`"env": {"PASSWORD": %q}, "guest_api": {"token": true}, "results": {`, seal("default/secret/env")))
+	var dev *countedDevice
+	f.tamper = func(m *machine) {
+		open := m.openTEE
+		m.openTEE = func() (tee.Device, error) {
+			d, err := open()
+			dev = &countedDevice{Device: d}
+			return dev, err
+		}
+		inner := m.runWorkload
+		m.runWorkload = func(ctx context.Context, s workload.Spec) (workload.Outcome, error) {
+			var got struct {
+				Token string `json:"token"`
+				Key   string `json:"tee_keypair"`
+			}
+			status, body := ask(t, s, "/aa/token?token_type=kbs")
+			if err := json.Unmarshal([]byte(body), &got); status != 200 || err != nil {
+				t.Fatalf("%d %q: %v", status, body, err)
+			}
+			if block, _ := pem.Decode([]byte(got.Key)); block == nil || block.Type != "PRIVATE KEY" {
+				t.Errorf("the key is no PKCS #8 in PEM")
+			}
+			m, err := manifest.Parse(f.raw, func(string) bool { return true })
+			if err != nil {
+				t.Fatal(err)
+			}
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, m.Brokers[0].URL+"/kbs/v0/resource/"+demo.AlgorithmKey, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Authorization", "Bearer "+got.Token)
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				t.Errorf("the broker answers the token with %s", resp.Status)
+			}
+			return inner(ctx, s)
+		}
+	}
+	f.boot()
+	f.ends("", result.OK, true)
+	if dev.asked != 3 {
+		t.Errorf("evidence was asked for %d times; want once to bind, once for the broker, once for the receipt", dev.asked)
+	}
+}
+
+type countedDevice struct {
+	tee.Device
+	asked int
+}
+
+func (d *countedDevice) Evidence(ctx context.Context, data [64]byte) (evidence.Evidence, error) {
+	d.asked++
+	return d.Device.Evidence(ctx, data)
+}
+
 // TestBadGrants: each ends the run before the workload starts, with its cause in the sealed log.
 func TestBadGrants(t *testing.T) {
 	sealedFile := func(value string) func(*flow) {
@@ -194,7 +263,6 @@ func TestBadGrants(t *testing.T) {
 		"a policy that is not released": {func(f *flow) {
 			f.edit(`"results": {`, `"images": {"policy": "default/security-policy/test"}, "results": {`)
 		}, "resolve", result.Denied, "PolicyDeny"},
-		"a token": {func(f *flow) { f.edit(`"results": {`, `"guest_api": {"token": true}, "results": {`) }, "manifest", result.BadManifest, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFlow(t)

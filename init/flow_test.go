@@ -165,10 +165,11 @@ func (f *flow) boot() {
 	m.network = func(context.Context, cmdline.Net) error { return nil }
 	m.fetchManifest = func(context.Context, cmdline.Source) ([]byte, error) { return f.raw, nil }
 	m.resolve = image.Resolve
-	m.exchange = func(ctx context.Context, b []kbs.Broker, d tee.Device, initdata []byte, w []kbs.Want) (*kbs.Grant, error) {
+	m.openBrokers = openBrokers
+	m.onFetch(func(ctx context.Context, w []kbs.Want, next fetch) (*kbs.Grant, error) {
 		f.asked = true
-		return kbs.Exchange(ctx, b, d, initdata, w)
-	}
+		return next(ctx, w)
+	})
 	m.unpack = func(ctx context.Context, i *image.Image, dir string, k image.Keys, l image.Limits, progress func(int64)) error {
 		l.Chown = false // tests need no root
 		return i.Unpack(ctx, dir, k, l, progress)

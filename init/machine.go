@@ -37,7 +37,7 @@ type machine struct {
 	network       func(context.Context, cmdline.Net) error
 	fetchManifest func(context.Context, cmdline.Source) ([]byte, error)
 	resolve       func(context.Context, string, image.Options) (*image.Image, error)
-	exchange      func(context.Context, []kbs.Broker, tee.Device, []byte, []kbs.Want) (*kbs.Grant, error)
+	openBrokers   func(brokers []kbs.Broker, dev tee.Device, initdata []byte) (keyBrokers, error)
 	unpack        func(context.Context, *image.Image, string, image.Keys, image.Limits, func(int64)) error
 	runWorkload   func(context.Context, workload.Spec) (workload.Outcome, error)
 	boundResults  func(dir string, bytes int64) error
@@ -52,6 +52,21 @@ type host interface {
 	PutResult(ctx context.Context, r io.Reader, size int64) error
 	PutReceipt(ctx context.Context, receipt []byte) error
 	Close(ctx context.Context) error // sends what is queued
+}
+
+// keyBrokers are all that the manifest names: a kbs.Client.
+type keyBrokers interface {
+	Fetch(context.Context, []kbs.Want) (*kbs.Grant, error)
+	Token(ctx context.Context, broker string) (token string, keyPEM []byte, err error)
+	Close()
+}
+
+func openBrokers(brokers []kbs.Broker, dev tee.Device, initdata []byte) (keyBrokers, error) {
+	c, err := kbs.New(brokers, dev, initdata)
+	if err != nil {
+		return nil, err // not c: a nil *kbs.Client in an interface is not nil
+	}
+	return c, nil
 }
 
 // buildTime is the floor of the clock: the Unix seconds of the image's sources, set by the build.
@@ -71,7 +86,7 @@ func newMachine() *machine {
 		network:       guest.Network,
 		fetchManifest: fetchManifest,
 		resolve:       image.Resolve,
-		exchange:      kbs.Exchange,
+		openBrokers:   openBrokers,
 		unpack: func(ctx context.Context, i *image.Image, dir string, k image.Keys, l image.Limits, progress func(int64)) error {
 			return i.Unpack(ctx, dir, k, l, progress)
 		},

@@ -201,16 +201,20 @@ func TestInitdataForBrokers(t *testing.T) {
 				f.pin()
 			}
 			f.tamper = func(m *machine) {
-				m.exchange = func(_ context.Context, _ []kbs.Broker, _ tee.Device, initdata []byte, wants []kbs.Want) (*kbs.Grant, error) {
-					f.asked = true
+				next := m.openBrokers
+				m.openBrokers = func(b []kbs.Broker, dev tee.Device, initdata []byte) (keyBrokers, error) {
 					if (initdata == nil) != pinned {
 						t.Errorf("the broker gets initdata of %d bytes", len(initdata))
 					}
+					return next(b, dev, initdata)
+				}
+				m.onFetch(func(_ context.Context, wants []kbs.Want, _ fetch) (*kbs.Grant, error) {
+					f.asked = true
 					if len(wants) != 2 || wants[0].Path != demo.AlgorithmKey || wants[1].Path != demo.DatasetKey {
 						t.Errorf("wants %+v", wants)
 					}
 					return nil, errors.New(secret)
-				}
+				})
 			}
 			f.boot()
 			f.ends("attest", result.Denied, false)

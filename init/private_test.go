@@ -93,9 +93,7 @@ func TestErrorTextsArePrivate(t *testing.T) {
 		}, "resolve", result.BadImage, true, false},
 		"memory": {func(m *machine, fail func() error) { m.memory = func() (int64, error) { return 0, fail() } }, "resolve", result.Internal, true, false},
 		"the broker": {func(m *machine, fail func() error) {
-			m.exchange = func(context.Context, []kbs.Broker, tee.Device, []byte, []kbs.Want) (*kbs.Grant, error) {
-				return nil, fail()
-			}
+			m.onFetch(func(context.Context, []kbs.Want, fetch) (*kbs.Grant, error) { return nil, fail() })
 		}, "attest", result.Denied, true, false},
 		"the broker's evidence":  {evidenceFails(1), "attest", result.Denied, true, false},
 		"the receipt's evidence": {evidenceFails(2), "seal", result.NoTEE, true, true},

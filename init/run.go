@@ -38,6 +38,7 @@ type run struct {
 	register  string               // bind; what the guest extended with the manifest's digest, or ""
 	binding   string               // bind; "" until the manifest is known to be the owner's
 	inputs    []*input             // resolve
+	brokers   keyBrokers           // resolve, or attest if that asks first
 	logins    logins               // resolve
 	grant     *kbs.Grant           // attest
 	secrets   secrets              // attest
@@ -87,11 +88,11 @@ func wantsOf(inputs []*input) []kbs.Want {
 	return wants
 }
 
-// brokers are those that the manifest names, with what it pins of each.
-func (r *run) brokers() []kbs.Broker {
+// brokersOf gives the brokers that a manifest names, with what it pins of each.
+func brokersOf(doc *manifest.Manifest, http bool) []kbs.Broker {
 	var all []kbs.Broker
-	for _, b := range r.doc.Brokers {
-		all = append(all, kbs.Broker{URL: b.URL, CA: b.CA, SPKI: b.SPKI, AllowHTTP: r.opts.Allow.Has(cmdline.AllowHTTP)})
+	for _, b := range doc.Brokers {
+		all = append(all, kbs.Broker{URL: b.URL, CA: b.CA, SPKI: b.SPKI, KeyType: b.KeyType, AllowHTTP: http})
 	}
 	return all
 }

@@ -22,7 +22,6 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/kbs"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/result"
-	"github.com/ampoule-vm/ampoule/internal/tee"
 	"github.com/ampoule-vm/ampoule/internal/workload"
 )
 
@@ -47,9 +46,9 @@ func TestKeysAreWiped(t *testing.T) {
 				return !slices.ContainsFunc(held, func(k []byte) bool { return !bytes.Equal(k, make([]byte, len(k))) })
 			}
 			f.tamper = func(m *machine) {
-				exchange, unpack, work := m.exchange, m.unpack, m.runWorkload
-				m.exchange = func(ctx context.Context, b []kbs.Broker, d tee.Device, initdata []byte, wants []kbs.Want) (*kbs.Grant, error) {
-					g, err := exchange(ctx, b, d, initdata, wants)
+				unpack, work := m.unpack, m.runWorkload
+				m.onFetch(func(ctx context.Context, wants []kbs.Want, next fetch) (*kbs.Grant, error) {
+					g, err := next(ctx, wants)
 					if err != nil {
 						return nil, err
 					}
@@ -60,7 +59,7 @@ func TestKeysAreWiped(t *testing.T) {
 						t.Error("the broker gave no keys")
 					}
 					return g, nil
-				}
+				})
 				m.unpack = func(ctx context.Context, i *image.Image, dir string, k image.Keys, l image.Limits, progress func(int64)) error {
 					mu.Lock()
 					for _, key := range k {
@@ -103,13 +102,12 @@ func TestPlainHTTP(t *testing.T) {
 		t.Errorf("the log does not say why:\n%s", f.log())
 	}
 
-	r := &run{doc: &manifest.Manifest{Brokers: []manifest.Broker{{URL: "http://b.example"}}}}
-	if r.brokers()[0].AllowHTTP {
-		t.Error("a broker may be asked over plain http")
-	}
-	r.opts.Allow = cmdline.Allow{cmdline.AllowHTTP: true}
-	if !r.brokers()[0].AllowHTTP {
-		t.Error("a broker may not be asked over plain http, which is permitted")
+	doc := &manifest.Manifest{Brokers: []manifest.Broker{{URL: "http://b.example", KeyType: "RSA-OAEP-256"}}}
+	for _, permitted := range []bool{false, true} {
+		b := brokersOf(doc, permitted)[0]
+		if b.AllowHTTP != permitted || b.KeyType != "RSA-OAEP-256" {
+			t.Errorf("permitted %t: the broker is asked as %+v", permitted, b)
+		}
 	}
 }
 

@@ -2,58 +2,188 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 
+	"filippo.io/age"
+
 	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver"
+	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver/rego"
+	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver/store"
 )
 
 const kbsHelp = `
-usage: ampoule kbs --dir DIR [--listen ADDR:PORT] [--test-root FILE]
+usage: ampoule kbs --dir DIR [flags]
+       ampoule kbs spki|keygen|token|put|delete|policy|reference [flags]
 
-Serves the keys in DIR/keys/REPO/TYPE/TAG to VMs whose evidence holds and whom DIR/policy.json allows:
+Serves the resources in DIR to VMs whose evidence holds and whom the policy allows. DIR/keys/REPO/TYPE/TAG are the
+bytes of one resource each. DIR/policy.json says who gets which:
 
   {"default/key/algo-key": {"measurements": ["<96 hex>"], "init_data": ["<64 hex: ampoule manifest digest>"]}}
 
-Evidence must be AMD's or Intel's; with --test-root it must be that of the simulated processor with this root, and all
-other is refused. --allow-sample takes sample evidence for the attestation, which no rule of the policy releases a key to. Each decision is a line on
-standard error, with what was expected and what came. For development, tests and one machine: plain http, no
-administration over the network. Trustee is the broker for more than that.
+A policy in Rego, as Trustee has them, can be uploaded, or put at DIR/policies/resource.rego. Where there are both,
+both must allow; where there is none, everything is denied.
 
-Example:
-  ampoule kbs --dir broker --test-root out/job/test-root.pem`
+Evidence must be AMD's or Intel's; with --test-root it must be that of the simulated processor with this root, and all
+other is refused. --allow-sample takes sample evidence, which anybody can make up. Each decision is a line on standard
+error, with what was expected and what came; --audit has the same as JSON, one object a line.
+
+With no certificate given, one is made in DIR/tls at the first start, for a manifest to pin: spki.
+--identity or --passphrase seal what is uploaded, so that the disk alone gives away no key. With --admin-key the verbs
+put, delete, policy and reference reach this broker; they reach Trustee, too. ampoule kbs VERB -h explains each.
+
+For development, tests and one machine. Trustee is the broker for more than that.
+
+Examples:
+  ampoule kbs --dir broker --test-root out/job/test-root.pem
+  ampoule kbs keygen --out admin
+  ampoule kbs --dir broker --admin-key admin.pub --passphrase pass.txt --audit audit.ndjson`
+
+// kbsVerbs administer a broker, here or elsewhere.
+var kbsVerbs = []verb{
+	{"spki", "", kbsSPKI},
+	{"keygen", "", kbsKeygen},
+	{"token", "", kbsToken},
+	{"put", "", kbsPut},
+	{"delete", "", kbsDelete},
+	{"policy", "", kbsPolicy},
+	{"reference", "", kbsReference},
+}
+
+// A broker is what the flags of ampoule kbs say.
+type broker struct {
+	dir, listen, root, adminKey, adminRole, identity, passphrase, audit string
+	cert, key                                                           string
+	http                                                                bool
+	conf                                                                kbsserver.Config
+}
 
 func kbsVerb(ctx context.Context, args []string, std stdio) error {
-	fs := flags("kbs", kbsHelp, std)
-	dir := fs.String("dir", "", "folder with keys/ and policy.json")
-	listen := fs.String("listen", "127.0.0.1:8080", "address to serve on")
-	root := fs.String("test-root", "", "PEM file with the root of a simulated processor")
-	sample := fs.Bool("allow-sample", false, "accept sample evidence, which proves nothing")
-	if err := parse(fs, args, 0); err != nil {
+	for _, v := range kbsVerbs {
+		if len(args) > 0 && args[0] == v.name {
+			return v.run(ctx, args[1:], std)
+		}
+	}
+	var b broker
+	f := flags("kbs", kbsHelp, std)
+	f.StringVar(&b.dir, "dir", "", "folder with keys/, sealed/, policies and tls/")
+	f.StringVar(&b.listen, "listen", "127.0.0.1:8080", "address to serve on")
+	f.StringVar(&b.root, "test-root", "", "PEM file with the root of a simulated processor")
+	f.BoolVar(&b.conf.AllowSample, "allow-sample", false, "accept sample evidence, which proves nothing")
+	f.StringVar(&b.conf.Protocol, "protocol", "0.4.0", "the one version to speak: 0.4.0, 0.2.0, 0.1.1 or 0.1.0")
+	f.BoolVar(&b.conf.OldAzureNames, "old-azure-names", false, "names of Azure's TEEs as Trustee had them up to v0.15")
+	f.BoolVar(&b.http, "http", false, "plain http, for networks that never leave this machine")
+	f.StringVar(&b.cert, "tls-cert", "", "PEM file with the certificate and its chain")
+	f.StringVar(&b.key, "tls-key", "", "PEM file with the certificate's key")
+	f.StringVar(&b.adminKey, "admin-key", "", "PEM file with the Ed25519 public key of the administrator")
+	f.StringVar(&b.adminRole, "admin-role", "admin", "role that an administrator's token must have")
+	f.StringVar(&b.identity, "identity", "", "age identity file: seal what is uploaded")
+	f.StringVar(&b.passphrase, "passphrase", "", "file with a passphrase: seal what is uploaded")
+	f.StringVar(&b.audit, "audit", "", "file to append decisions to, one JSON object a line")
+	if err := parse(f, args, 0); err != nil {
 		return err
 	}
-	if err := required(fs, "dir"); err != nil {
+	if err := required(f, "dir"); err != nil {
 		return err
 	}
-	c := kbsserver.Config{Dir: *dir, AllowSample: *sample, Log: slog.New(slog.NewTextHandler(std.err, nil))}
+	switch {
+	case (b.cert == "") != (b.key == ""):
+		return usagef("--tls-cert and --tls-key go together")
+	case b.http && b.cert != "":
+		return usagef("--http and --tls-cert exclude each other")
+	case b.identity != "" && b.passphrase != "":
+		return usagef("--identity and --passphrase exclude each other")
+	}
+	return b.serve(ctx, std)
+}
+
+func (b *broker) serve(ctx context.Context, std stdio) (err error) {
+	b.conf.Dir, b.conf.Log = b.dir, slog.New(slog.NewTextHandler(std.err, nil))
+	if b.conf.Roots, b.conf.Intel, err = testRoots(std, b.root); err != nil {
+		return err
+	}
+	s, err := b.open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	policy := &regoPolicy{store: s}
+	if err := policy.load(); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(b.dir, "policy.json")); errors.Is(err, fs.ErrNotExist) {
+			std.say("kbs: there is neither %s nor a policy in Rego: every resource is denied", filepath.Join(b.dir, "policy.json"))
+		}
+	} else if err != nil {
+		return fmt.Errorf("%s: %w", filepath.Join(b.dir, "policies/resource.rego"), err)
+	}
+	b.conf.Resources, b.conf.ResourcePolicy = s, policy.ask
+	if b.conf.Admin, err = b.admin(std, s); err != nil {
+		return err
+	}
+	if b.audit != "" {
+		f, err := os.OpenFile(b.audit, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		if err != nil {
+			return fmt.Errorf("--audit: %w", err)
+		}
+		defer f.Close()
+		b.conf.Audit = f
+	}
+	server, err := kbsserver.New(b.conf)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", b.listen)
+	if err != nil {
+		return fmt.Errorf("--listen %s: %w", b.listen, err)
+	}
+	scheme := "http"
+	if !b.http {
+		scheme = "https"
+		conf, err := b.tls(std)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		l = tls.NewListener(l, conf)
+	}
+	std.say("kbs: serving %s on %s://%s", b.dir, scheme, l.Addr())
+	return server.Serve(ctx, l)
+}
+
+// open gives the store, with the identity that seals it.
+func (b *broker) open() (*store.Store, error) {
+	var id age.Identity
 	var err error
-	if c.Roots, c.Intel, err = testRoots(std, *root); err != nil {
-		return err
+	switch {
+	case b.identity != "":
+		if id, err = store.Identity(b.identity); err != nil {
+			return nil, fmt.Errorf("--identity: %w", err)
+		}
+	case b.passphrase != "":
+		if id, err = store.Passphrase(b.dir, b.passphrase); err != nil {
+			return nil, fmt.Errorf("--passphrase: %w", err)
+		}
 	}
-	if err := os.MkdirAll(filepath.Join(*dir, "keys"), 0o700); err != nil {
-		return err
+	return store.Open(b.dir, store.Options{Identity: id})
+}
+
+func (b *broker) admin(std stdio, s *store.Store) (*store.Admin, error) {
+	o := store.AdminOptions{
+		Roles: []string{b.adminRole}, Log: b.conf.Log,
+		CheckPolicy: func(src []byte) error { _, err := rego.Compile(src); return err },
 	}
-	s, err := kbsserver.New(c)
-	if err != nil {
-		return err
+	if b.adminKey != "" {
+		text, err := std.readFile(b.adminKey, 64<<10)
+		if err == nil {
+			o.Key, err = store.ParsePublicKey(text)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("--admin-key %s: %w", b.adminKey, err)
+		}
 	}
-	l, err := net.Listen("tcp", *listen)
-	if err != nil {
-		return fmt.Errorf("--listen %s: %w", *listen, err)
-	}
-	std.say("kbs: serving %s on http://%s", *dir, l.Addr())
-	return s.Serve(ctx, l)
+	return store.NewAdmin(s, o), nil
 }

@@ -45,6 +45,7 @@ func TestMain(m *testing.M) {
 //	identity FILE              makes an age identity, and sets RECIPIENT
 //	finished MANIFEST          makes what a run leaves: result.tar.age (for identity), receipt.json, test-root.pem; sets MEASUREMENT
 //	flip FILE                  changes the last byte of a file
+//	broker LOG ARG…            starts ampoule kbs, sets BROKER; broker stop ends it
 //	fill FILE                  puts variables of the script in the place of ${NAME} in a file
 func TestScripts(t *testing.T) {
 	chipDir := t.TempDir()
@@ -63,6 +64,7 @@ func TestScripts(t *testing.T) {
 			"identity": identity,
 			"flip":     flip,
 			"fill":     fill,
+			"broker":   serveBroker(),
 			"finished": func(ts *testscript.TestScript, neg bool, args []string) {
 				words(ts, neg, args, 1, "finished MANIFEST")
 				p, err := chip()

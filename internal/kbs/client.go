@@ -1,171 +1,147 @@
 package kbs
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
-	"net"
-	"net/http"
-	"net/url"
-	"strings"
+	"maps"
+	"runtime/debug"
+	"slices"
 	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ampoule-vm/ampoule/internal/evidence"
+	"github.com/ampoule-vm/ampoule/internal/tee"
 )
 
-const (
-	maxBody  = 1 << 20 // of an answer
-	maxTries = 3       // for a broker that does not take the connection
-)
-
-// firstPause is how long the second try waits, give or take half; the third waits twice that.
-const firstPause = 200 * time.Millisecond
-
-// client is the HTTP side of one broker: HTTP/1.1 only, no proxy, no redirects, nothing from the environment.
-type client struct {
-	url  string // as the manifest writes it
-	base string // with /kbs/v0
-	http *http.Client
+// A Client holds one session for each broker: key pair, cookie, token, and the version that the broker speaks. It may be
+// used from several goroutines; each session does one thing at a time. Close it.
+type Client struct {
+	sessions map[string]*session
 }
 
-func newClient(b Broker) (*client, error) {
-	u, err := url.Parse(b.URL)
+// New makes a client and sends nothing. initdata is the initdata document that the launch is bound to, or nil.
+func New(brokers []Broker, dev tee.Device, initdata []byte) (*Client, error) {
+	if !utf8.Valid(initdata) {
+		return nil, errors.New("initdata: not UTF-8, so that JSON cannot carry it unchanged")
+	}
+	c := &Client{sessions: map[string]*session{}}
+	dev = &oneAtATime{dev, newLock()}
+	for _, b := range brokers {
+		if c.sessions[b.URL] != nil {
+			return nil, fmt.Errorf("broker %s: listed twice", b.URL)
+		}
+		if _, ok := keyTypes[b.KeyType]; !ok {
+			return nil, fmt.Errorf("broker %s: key type %.40q: want one of %q", b.URL, b.KeyType, slices.Sorted(maps.Keys(keyTypes))[1:])
+		}
+		t, err := newTransport(b)
+		if err != nil {
+			return nil, fmt.Errorf("broker %s: %w", b.URL, err)
+		}
+		c.sessions[b.URL] = &session{http: t, dev: dev, initdata: initdata, keyType: b.KeyType, gen: &generations[0],
+			encode: encode, busy: newLock()}
+	}
+	return c, nil
+}
+
+// Fetch gets every resource of wants, from all brokers that it names at once. A broker that has not attested this client
+// yet, or has forgotten it, does so first. All or nothing: an error leaves no resource behind. A refusal is a
+// *DeniedError, any other failure of a broker a *BrokerError; that of a broker that does not answer in time wraps
+// context.DeadlineExceeded.
+func (c *Client) Fetch(ctx context.Context, wants []Want) (*Grant, error) {
+	paths := map[string][]string{}
+	for _, w := range wants {
+		switch {
+		case c.sessions[w.Broker] == nil:
+			return nil, fmt.Errorf("resource %q: broker %q is not among the %d of the manifest", w.Path, w.Broker, len(c.sessions))
+		case len(w.Path) > 512 || !resourcePath.MatchString(w.Path):
+			return nil, fmt.Errorf("resource %.600q: want repository/type/tag", w.Path)
+		case !slices.Contains(paths[w.Broker], w.Path):
+			paths[w.Broker] = append(paths[w.Broker], w.Path)
+		}
+	}
+	g := &Grant{keys: map[Want][]byte{}}
+	group, ctx := errgroup.WithContext(ctx)
+	died := make(chan any, len(paths))
+	for _, url := range slices.Sorted(maps.Keys(paths)) {
+		group.Go(func() (err error) {
+			defer func() {
+				if p := recover(); p != nil {
+					died <- fmt.Sprintf("%v\n%s", p, debug.Stack())
+					err = errDied
+				}
+			}()
+			return c.sessions[url].fetch(ctx, paths[url], func(path string, key []byte) { g.put(Want{url, path}, key) })
+		})
+	}
+	if err := group.Wait(); err != nil {
+		g.Zero()
+		if len(died) > 0 {
+			panic(<-died) // where the caller can recover it: out of a goroutine of ours it would end the program
+		}
+		return nil, err
+	}
+	return g, nil
+}
+
+var errDied = errors.New("a session panicked")
+
+// Token gives the token of one broker, and the key pair that it is bound to: PKCS #8 for an EC key, PKCS #1 for an RSA
+// key, PEM (§5.1). A token that calls itself expired is renewed by a new handshake. Both are secret, and the caller's.
+func (c *Client) Token(ctx context.Context, broker string) (token string, keyPEM []byte, err error) {
+	s := c.sessions[broker]
+	if s == nil {
+		return "", nil, fmt.Errorf("token: broker %q is not among the %d of the manifest", broker, len(c.sessions))
+	}
+	return s.giveToken(ctx, time.Now())
+}
+
+// Close overwrites the keys of all sessions and ends the connections. It waits for calls under way. What is asked after
+// it is an error.
+func (c *Client) Close() {
+	for _, s := range c.sessions {
+		s.close()
+	}
+}
+
+// Exchange is New, Fetch and Close: for whoever asks once.
+func Exchange(ctx context.Context, brokers []Broker, dev tee.Device, initdata []byte, wants []Want) (*Grant, error) {
+	c, err := New(brokers, dev, initdata)
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case u.Scheme == "http" && !b.AllowHTTP:
-		return nil, errors.New("http is not allowed by this image, use https")
-	case u.Scheme != "https" && u.Scheme != "http":
-		return nil, fmt.Errorf("scheme %q, want https", u.Scheme)
-	case u.Host == "" || u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
-		return nil, errors.New("want https://host[:port][/prefix] and nothing else")
-	}
-	conf, err := tlsConfig(b)
-	if err != nil {
-		return nil, err
-	}
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	return &client{
-		url:  b.URL,
-		base: strings.TrimRight(u.String(), "/") + "/kbs/v0/",
-		http: &http.Client{
-			Transport: &http.Transport{
-				DialContext:            new(net.Dialer).DialContext,
-				TLSClientConfig:        conf,
-				Protocols:              protocols,
-				DisableCompression:     true,
-				MaxResponseHeaderBytes: 64 << 10,
-			},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
-	}, nil
+	defer c.Close()
+	return c.Fetch(ctx, wants)
 }
 
-func (c *client) close() { c.http.CloseIdleConnections() }
+// A lock is a mutex that one can stop waiting for.
+type lock chan struct{}
 
-// tlsConfig trusts the CA of the manifest, or the key pinned there, or both together.
-func tlsConfig(b Broker) (*tls.Config, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
-	if len(b.CA) > 0 {
-		conf.RootCAs = x509.NewCertPool()
-		if !conf.RootCAs.AppendCertsFromPEM(b.CA) {
-			return nil, errors.New("CA: no PEM certificate in it")
-		}
-	}
-	if len(b.SPKI) == 0 {
-		return conf, nil
-	}
-	if len(b.SPKI) != sha256.Size {
-		return nil, fmt.Errorf("SPKI: %d bytes, want a SHA-256", len(b.SPKI))
-	}
-	// With a pinned key and no CA the key is the whole identity: name, issuer and dates add nothing to it.
-	conf.InsecureSkipVerify = len(b.CA) == 0
-	conf.VerifyConnection = func(s tls.ConnectionState) error {
-		got := sha256.Sum256(s.PeerCertificates[0].RawSubjectPublicKeyInfo)
-		if subtle.ConstantTimeCompare(got[:], b.SPKI) != 1 {
-			return fmt.Errorf("broker's key: SPKI SHA-256 is %x, the manifest pins %x", got, b.SPKI)
-		}
+func newLock() lock { return make(lock, 1) }
+
+func (l lock) take(ctx context.Context) error {
+	select {
+	case l <- struct{}{}:
 		return nil
-	}
-	return conf, nil
-}
-
-// answer is a whole HTTP response, its body bounded.
-type answer struct {
-	status  int
-	body    []byte
-	cookies []*http.Cookie
-}
-
-// do sends one request. Only a broker that does not take the connection, or whose front end says that it is not
-// there, is asked again: neither has seen the request.
-func (c *client) do(ctx context.Context, method, path string, head http.Header, body []byte) (*answer, error) {
-	for try := 1; ; try++ {
-		a, err := c.once(ctx, method, path, head, body)
-		again := err == nil && (a.status == http.StatusBadGateway || a.status == http.StatusServiceUnavailable)
-		if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
-			again = true
-		}
-		if !again || try == maxTries || ctx.Err() != nil {
-			if err != nil {
-				return nil, fmt.Errorf("broker %s: %s: %w", c.url, path, err)
-			}
-			return a, nil
-		}
-		pause := time.NewTimer(firstPause*time.Duration(try)/2 + rand.N(firstPause*time.Duration(try)))
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
-			return nil, fmt.Errorf("broker %s: %s: %w (last try: %v)", c.url, path, ctx.Err(), err)
-		}
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
-func (c *client) once(ctx context.Context, method, path string, head http.Header, body []byte) (*answer, error) {
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	for k, v := range head {
-		req.Header[k] = v
-	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, bare(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode/100 == 3 {
-		return nil, fmt.Errorf("status %d redirects to %.200q, which is refused: put the broker's own address into the manifest",
-			resp.StatusCode, resp.Header.Get("Location"))
-	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
-	if err != nil {
-		return nil, fmt.Errorf("read answer: %w", err)
-	}
-	if len(b) > maxBody {
-		return nil, fmt.Errorf("answer of more than %d bytes", maxBody)
-	}
-	return &answer{resp.StatusCode, b, resp.Cookies()}, nil
+func (l lock) release() { <-l }
+
+// oneAtATime serialises a device: nothing promises that hardware answers two questions at once.
+type oneAtATime struct {
+	tee.Device
+	busy lock
 }
 
-// bare takes off the layer in which net/http repeats method and address.
-func bare(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		err = u.Err
+func (d *oneAtATime) Evidence(ctx context.Context, data [64]byte) (evidence.Evidence, error) {
+	if err := d.busy.take(ctx); err != nil {
+		return evidence.Evidence{}, err
 	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return fmt.Errorf("%w: give its CA or its SPKI in the manifest", err)
-	}
-	return err
+	defer d.busy.release()
+	return d.Device.Evidence(ctx, data)
 }

@@ -10,18 +10,33 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 )
 
-// A DeniedError is a broker's refusal, in the broker's own words (§1.8).
+// A DeniedError is a broker's refusal in its own words (§1.8), and what they mean for the owner of the data. It is for
+// the sealed log: cause and next step follow from what this guest sent, which is not the host's business.
 type DeniedError struct {
 	Broker  string // URL
-	Path    string // the resource, or "" when the broker refused the evidence
+	Path    string // the resource, or "" when the broker refused the request or the evidence
 	Variant string // PolicyDeny, PluginInternalError, AttestationError, …; "" if the answer did not say
 	Detail  string // at most 512 bytes
+	Cause   string // what is wrong, as far as can be told
+	Next    string // what to do about it
+
+	at string // which request was refused
 }
+
+// The requests of RCAR.
+const (
+	atAuth     = "auth"
+	atAttest   = "attest"
+	atResource = "resource"
+)
 
 func (e *DeniedError) Error() string {
 	what := "the evidence"
-	if e.Path != "" {
+	switch {
+	case e.Path != "":
 		what = "resource " + e.Path
+	case e.at == atAuth:
+		what = "to begin"
 	}
 	variant := e.Variant
 	if variant == "" {
@@ -31,30 +46,48 @@ func (e *DeniedError) Error() string {
 	if e.Detail != "" {
 		text += fmt.Sprintf(" %q", e.Detail) // quoted: these bytes come from outside
 	}
-	if hint := e.hint(); hint != "" {
-		text += "; " + hint
+	return text + advice(e.Cause, e.Next)
+}
+
+func advice(cause, next string) (text string) {
+	if cause != "" {
+		text += "; " + cause
+	}
+	if next != "" {
+		text += "; next: " + next
 	}
 	return text
 }
 
-// hint says what the owner of the broker has to look at.
-func (e *DeniedError) hint() string {
-	if strings.Contains(e.Detail, "Protocol Version Mismatch") {
-		return "this build speaks protocol " + protocol + ", that is Trustee v0.14 to v0.21"
-	}
-	switch e.Variant {
-	case "PolicyDeny":
-		return "the policy of the resource refuses this measurement or manifest"
-	case "PluginInternalError":
-		return "the resource is not there, or the broker cannot read it"
-	case "AttestationError":
-		return "the broker does not accept the evidence: its log says which check failed (roots, TCB, host data, report data)"
-	case "TokenNotFound", "TokenVerifierError":
-		return "the broker lost the session twice: is there more than one instance behind this address?"
-	case "PluginNotFound", "InvalidRequestPath":
-		return "this address is not a key broker with the resource plugin"
-	}
-	return ""
+// refusesEvidence says that the broker did not like the evidence; up to Trustee v0.9 the word for it was another.
+func (e *DeniedError) refusesEvidence() bool {
+	return e.Variant == "AttestationError" || e.Variant == "AttestationFailed"
+}
+
+// A BrokerError is a broker that could not be asked, or whose answer is none.
+type BrokerError struct {
+	Broker  string // URL
+	Request string // auth, attest, resource/…
+	Cause   string // what is wrong, if Err alone does not say it
+	Next    string
+	Err     error
+}
+
+func (e *BrokerError) Error() string {
+	return fmt.Sprintf("broker %s: %s: %v%s", e.Broker, e.Request, e.Err, advice(e.Cause, e.Next))
+}
+
+func (e *BrokerError) Unwrap() error { return e.Err }
+
+// malformed is an answer that RCAR does not have.
+type malformed struct{ error }
+
+func (m malformed) Unwrap() error { return m.error }
+
+func failed(broker, request string, err error) error {
+	e := &BrokerError{Broker: broker, Request: request, Err: err}
+	e.Cause, e.Next = explainFailure(err)
+	return e
 }
 
 const (

@@ -1,26 +1,18 @@
-// Package kbs fetches keys from key brokers by remote attestation, as CoCo's RCAR protocol 0.4.0 has it.
+// Package kbs fetches keys from key brokers by remote attestation: CoCo's RCAR protocol, 0.1.0 to 0.4.0.
 //
 // The broker is reached over a network that belongs to the host. What protects a key is not the connection but the
 // JWE around it, which only the key pair inside the attested guest opens; TLS pinning adds that a stranger cannot
 // play the broker. Section numbers refer to wire/SPEC.md.
+//
+// A session begins with the newest version and falls back once if the broker asks for another that Trustee has had.
+// Whoever stands between can ask for that too and gains nothing: a broker takes only its own version, and every version
+// binds the guest's key pair into the evidence and wraps keys for it alone.
 package kbs
 
 import (
-	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"maps"
 	"regexp"
-	"runtime/debug"
-	"slices"
 	"sync"
-	"unicode/utf8"
-
-	"golang.org/x/sync/errgroup"
-
-	"github.com/ampoule-vm/ampoule/internal/evidence"
-	"github.com/ampoule-vm/ampoule/internal/tee"
 )
 
 // A Broker is a key broker and what it is recognised by.
@@ -29,6 +21,7 @@ type Broker struct {
 	CA        []byte // PEM; the broker's chain must end in one of these. Empty: the system's roots, if SPKI is empty too
 	SPKI      []byte // SHA-256 of the SubjectPublicKeyInfo of the broker's own certificate; empty: not pinned
 	AllowHTTP bool
+	KeyType   string // ECDH-ES+A256KW-P256 (also ""), ECDH-ES+A256KW-P521, RSA-OAEP-256; protocols 0.1.x have RSA1_5 alone
 }
 
 // A Want names one resource of one broker.
@@ -79,75 +72,4 @@ func (g *Grant) put(w Want, key []byte) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.keys[w] = key
-}
-
-// Exchange attests to each broker that wants name, one session and one fresh key pair each, all brokers at once, and
-// fetches what is wanted. initdata is the initdata document that the launch is bound to, or nil. All or nothing: an
-// error leaves no key behind. A refusal is a *DeniedError; a broker that does not answer before ctx ends gives an
-// error that wraps context.DeadlineExceeded.
-func Exchange(ctx context.Context, brokers []Broker, dev tee.Device, initdata []byte, wants []Want) (*Grant, error) {
-	if !utf8.Valid(initdata) {
-		return nil, errors.New("initdata: not UTF-8, so that JSON cannot carry it unchanged")
-	}
-	clients := map[string]*client{}
-	for _, b := range brokers {
-		if clients[b.URL] != nil {
-			return nil, fmt.Errorf("broker %s: listed twice", b.URL)
-		}
-		c, err := newClient(b)
-		if err != nil {
-			return nil, fmt.Errorf("broker %s: %w", b.URL, err)
-		}
-		defer c.close()
-		clients[b.URL] = c
-	}
-	paths := map[string][]string{}
-	for _, w := range wants {
-		switch {
-		case clients[w.Broker] == nil:
-			return nil, fmt.Errorf("resource %q: broker %q is not among the %d of the manifest", w.Path, w.Broker, len(brokers))
-		case len(w.Path) > 512 || !resourcePath.MatchString(w.Path):
-			return nil, fmt.Errorf("resource %.600q: want repository/type/tag", w.Path)
-		case !slices.Contains(paths[w.Broker], w.Path):
-			paths[w.Broker] = append(paths[w.Broker], w.Path)
-		}
-	}
-	g := &Grant{keys: map[Want][]byte{}}
-	dev = &oneAtATime{Device: dev}
-	group, ctx := errgroup.WithContext(ctx)
-	died := make(chan any, len(paths))
-	for _, url := range slices.Sorted(maps.Keys(paths)) {
-		group.Go(func() (err error) {
-			defer func() {
-				if p := recover(); p != nil {
-					died <- fmt.Sprintf("%v\n%s", p, debug.Stack())
-					err = errDied
-				}
-			}()
-			s := session{client: clients[url], dev: dev, initdata: initdata}
-			return s.fetch(ctx, paths[url], func(path string, key []byte) { g.put(Want{url, path}, key) })
-		})
-	}
-	if err := group.Wait(); err != nil {
-		g.Zero()
-		if len(died) > 0 {
-			panic(<-died) // where the caller can recover it: out of a goroutine of ours it would end the program
-		}
-		return nil, err
-	}
-	return g, nil
-}
-
-var errDied = errors.New("a session panicked")
-
-// oneAtATime serialises a device: nothing promises that hardware answers two questions at once.
-type oneAtATime struct {
-	tee.Device
-	mu sync.Mutex
-}
-
-func (d *oneAtATime) Evidence(ctx context.Context, data [64]byte) (evidence.Evidence, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.Device.Evidence(ctx, data)
 }

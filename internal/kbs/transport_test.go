@@ -140,7 +140,7 @@ func TestTLS(t *testing.T) {
 }
 
 func TestTheEnvironmentNamesNoProxy(t *testing.T) {
-	c, err := newClient(Broker{URL: "https://broker"})
+	c, err := newTransport(Broker{URL: "https://broker"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,6 @@ package kbsserver
 
 import (
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,18 +12,38 @@ import (
 	"strings"
 
 	"github.com/ampoule-vm/ampoule/internal/evidence"
-	"github.com/ampoule-vm/ampoule/internal/verify"
 )
 
 // A Policy says who gets what: resource path, each of its three segments a glob (path.Match), to a rule. A resource
 // is released if some rule that matches it allows the guest. No rule, no release.
 type Policy map[string]Rule
 
-// A Rule allows a guest whose launch measurement and whose HOST_DATA are both listed. An empty list allows none.
+// A Rule allows a guest whose launch measurement and whose register for initdata are both listed, and which meets all
+// else that the rule names. An empty list allows none; a member that is left out asks nothing, and an
+// optional one that is there lists something. Evidence that lacks what a rule asks about is refused.
 type Rule struct {
 	Measurements []evidence.Measurement `json:"measurements"`
 	// InitData lists digests of initdata documents, which wrap manifests: what `ampoule manifest digest` prints.
 	InitData []Digest `json:"init_data"`
+
+	TEE    []evidence.Kind                `json:"tee,omitempty"`     // kinds of evidence
+	MinTCB *MinTCB                        `json:"min_tcb,omitempty"` // SNP, on Azure too
+	MRSeam []evidence.Measurement         `json:"mr_seam,omitempty"` // TDX module
+	RTMR   map[int][]evidence.Measurement `json:"rtmr,omitempty"`    // TDX, 0 to 3
+	PCR    map[int][]Digest               `json:"pcr,omitempty"`     // Azure's vTPM, 0 to 23, SHA-256 bank
+	// AllowSimulated: false refuses simulated guests also where the broker takes their evidence. Sample evidence, which
+	// has neither measurement nor register, is allowed by a rule that lists it in TEE and says true here, and by no other.
+	AllowSimulated *bool `json:"allow_simulated,omitempty"`
+}
+
+// MinTCB are the lowest security patch levels that a rule takes, each compared for itself. FMC is Turin's alone; it is 0
+// on others.
+type MinTCB struct {
+	Bootloader uint8 `json:"bootloader"`
+	TEE        uint8 `json:"tee"`
+	SNP        uint8 `json:"snp"`
+	Microcode  uint8 `json:"microcode"`
+	FMC        uint8 `json:"fmc"`
 }
 
 // A Digest is 32 bytes; its text form is 64 hex digits.
@@ -65,7 +84,8 @@ func LoadPolicy(file string) (Policy, error) {
 	return p, nil
 }
 
-// ParsePolicy is strict: every rule has both lists, and nothing else. All problems are reported together.
+// ParsePolicy is strict: every rule has measurements and init_data, and no member that Rule has not. All problems are
+// reported together.
 func ParsePolicy(b []byte) (Policy, error) {
 	if len(b) > maxPolicy {
 		return nil, fmt.Errorf("%d bytes, at most %d", len(b), maxPolicy)
@@ -77,9 +97,11 @@ func ParsePolicy(b []byte) (Policy, error) {
 	p := Policy{}
 	var problems []error
 	for _, glob := range slices.Sorted(maps.Keys(rules)) {
-		var r Rule
-		if err := errors.Join(checkGlob(glob), parseRule(rules[glob], &r)); err != nil {
-			problems = append(problems, fmt.Errorf("%q: %w", glob, err))
+		r, errs := parseRule(rules[glob])
+		for _, err := range append([]error{checkGlob(glob)}, errs...) {
+			if err != nil {
+				problems = append(problems, fmt.Errorf("%q: %w", glob, err))
+			}
 		}
 		p[glob] = r
 	}
@@ -95,56 +117,4 @@ func checkGlob(glob string) error {
 		return err
 	}
 	return nil
-}
-
-func parseRule(raw json.RawMessage, r *Rule) error {
-	m, err := evidence.ObjectOf(raw, []string{"measurements", "init_data"}, nil)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(m["measurements"], &r.Measurements); err != nil {
-		return fmt.Errorf("measurements: %w", err)
-	}
-	if err := json.Unmarshal(m["init_data"], &r.InitData); err != nil {
-		return fmt.Errorf("init_data: %w", err)
-	}
-	return nil
-}
-
-// A verdict is what a policy says, and for a denial which claim failed against what.
-type verdict struct {
-	allow                   bool
-	claim, expected, actual string
-}
-
-func (p Policy) judge(resource string, c verify.Claims) verdict {
-	var measurements, initData []string
-	matched, measured := false, false
-	for _, glob := range slices.Sorted(maps.Keys(p)) {
-		if ok, err := path.Match(glob, resource); err != nil || !ok {
-			continue
-		}
-		matched = true
-		r := p[glob]
-		for _, m := range r.Measurements {
-			measurements = append(measurements, m.String())
-		}
-		if !slices.Contains(r.Measurements, c.Measurement) {
-			continue
-		}
-		measured = true
-		for _, d := range r.InitData {
-			initData = append(initData, d.String())
-		}
-		if slices.ContainsFunc(r.InitData, func(d Digest) bool { return c.Holds(d) }) {
-			return verdict{allow: true}
-		}
-	}
-	switch {
-	case !matched:
-		return verdict{claim: "resource", expected: "a rule that matches", actual: resource}
-	case !measured:
-		return verdict{claim: "measurement", expected: strings.Join(measurements, " "), actual: c.Measurement.String()}
-	}
-	return verdict{claim: "init_data", expected: strings.Join(initData, " "), actual: hex.EncodeToString(c.InitData)}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/kbs"
 	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver"
+	"github.com/ampoule-vm/ampoule/internal/psp"
 	"github.com/ampoule-vm/ampoule/internal/verify"
 )
 
@@ -75,6 +76,7 @@ type rig struct {
 	guest  *guest
 	log    *syncBuffer
 	root   verify.Root
+	chip   *psp.PSP // of newTDX
 }
 
 type syncBuffer struct {
@@ -121,6 +123,35 @@ func newRig(t testing.TB, change func(c *kbsserver.Config)) *rig {
 	if r.server, err = kbsserver.New(conf); err != nil {
 		t.Fatal(err)
 	}
+	return r
+}
+
+// testChip is made once: its keys take seconds.
+var testChip = sync.OnceValues(func() (*psp.PSP, error) {
+	dir, err := os.MkdirTemp("", "psp")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	return psp.New(dir)
+})
+
+// newTDX is newRig with a simulated TDX module, which the broker trusts.
+func newTDX(t testing.TB, change func(c *kbsserver.Config)) *rig {
+	t.Helper()
+	chip, err := testChip()
+	if err != nil {
+		t.Fatal(err)
+	}
+	intel, err := verify.LoadIntelRoot(chip.TDXRootPEM())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, func(c *kbsserver.Config) {
+		c.Intel = intel
+		change(c)
+	})
+	r.chip = chip
 	return r
 }
 

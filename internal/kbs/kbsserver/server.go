@@ -1,9 +1,9 @@
-// Package kbsserver is a small key broker for development, tests and one machine: RCAR 0.4.0 for
-// SNP and TDX guests.
+// Package kbsserver is a small key broker for development, tests and one machine: RCAR 0.4.0, 0.2.0 and 0.1.x.
 //
 // It speaks the wire of Trustee's KBS (wire/SPEC.md §1, to which section numbers refer), takes keys from a directory
 // and asks a policy for each: which launch measurements, started with which manifest. What is not allowed is denied.
-// What a guest is told about a refusal is as little as Trustee tells; the cause goes to the log.
+// What a guest is told about a refusal is as little as Trustee tells; the cause goes to the log, and to an audit log
+// that a program can read.
 package kbsserver
 
 import (
@@ -23,6 +23,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/ampoule-vm/ampoule/internal/verify"
@@ -31,22 +33,50 @@ import (
 // Config is what a Server is made of.
 type Config struct {
 	// Dir holds keys/<repository>/<type>/<tag>, each file the raw bytes of one resource (at most 64 KiB), and
-	// policy.json. Both are read again for every request.
+	// policy.json. Both are read again for every request. "" where Resources and ResourcePolicy stand in for them.
 	Dir string
 	// Roots replace AMD's: with a test root only simulated guests are accepted.
 	Roots []verify.Root
 	Intel []*x509.Certificate // replace the Intel SGX Root CA: with a test root only simulated TDX guests are accepted
 	// AllowSample accepts evidence of CoCo's sample attester, which anybody can make up.
 	AllowSample bool
-	Now         func() time.Time // nil: the clock
-	Log         *slog.Logger     // nil: slog.Default
+	// Protocol is the one version of RCAR that is spoken: 0.4.0 (also ""), 0.2.0, 0.1.1 or 0.1.0 (§1.2).
+	Protocol string
+	// OldAzureNames takes azsnpvtpm and aztdxvtpm and refuses the spellings with dashes, as Trustee does up to v0.15.
+	// Versions before 0.4.0 always do.
+	OldAzureNames bool
+
+	Resources Resources // nil: Dir's keys
+	// ResourcePolicy is asked for each resource, besides policy.json if there is one. nil: policy.json alone, and without
+	// it everything is denied.
+	ResourcePolicy ResourcePolicy
+	// Admin answers the requests of administrators (§1.9): POST and DELETE of resource/…, and all of resource-policy,
+	// attestation-policy and reference-value. nil: they are refused.
+	Admin http.Handler
+	Audit io.Writer // gets one Decision per line as JSON, one Write each; nil: none
+
+	Now func() time.Time // nil: the clock
+	Log *slog.Logger     // nil: slog.Default
 }
+
+// Resources hold what is released. Get returns a copy that the caller may overwrite, or an error that wraps
+// fs.ErrNotExist; path is repository/type/tag.
+type Resources interface {
+	Get(path string) ([]byte, error)
+}
+
+// A ResourcePolicy judges one request: path is repository/type/tag, claims are those of the guest's token (§1.6), which
+// it must not change. why goes to the log. An error denies, but for one that wraps fs.ErrNotExist: there is no such
+// policy now, and policy.json decides alone.
+type ResourcePolicy func(ctx context.Context, path string, claims map[string]any) (allow bool, why string, err error)
 
 // A Server is the http.Handler of a key broker.
 type Server struct {
 	Config
+	gen      generation
 	token    *ecdsa.PrivateKey
 	sessions sessions
+	auditMu  sync.Mutex
 }
 
 // Bounds of requests. An initdata document may carry a manifest of 1 MiB, escaped twice.
@@ -60,7 +90,7 @@ const prefix = "/kbs/v0/"
 
 var resourcePath = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){2}$`)
 
-// New checks the directory. A policy that is not there denies everything; one that cannot be read is an error.
+// New checks the configuration. A policy.json that cannot be read is an error.
 func New(c Config) (*Server, error) {
 	if c.Now == nil {
 		c.Now = time.Now
@@ -68,12 +98,21 @@ func New(c Config) (*Server, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	if _, err := os.ReadDir(filepath.Join(c.Dir, "keys")); err != nil {
-		return nil, fmt.Errorf("keys belong into keys/<repository>/<type>/<tag> of the broker's directory: %w", err)
+	gen, err := generationOf(c.Protocol, c.OldAzureNames)
+	if err != nil {
+		return nil, err
 	}
-	if _, err := LoadPolicy(filepath.Join(c.Dir, "policy.json")); errors.Is(err, fs.ErrNotExist) {
+	if c.Resources == nil {
+		if c.Dir == "" {
+			return nil, errors.New("key broker: neither a directory nor resources given")
+		}
+		if _, err := os.ReadDir(filepath.Join(c.Dir, "keys")); err != nil {
+			return nil, fmt.Errorf("keys belong into keys/<repository>/<type>/<tag> of the broker's directory: %w", err)
+		}
+	}
+	if _, err := c.policy(); errors.Is(err, fs.ErrNotExist) && c.ResourcePolicy == nil {
 		c.Log.Warn("no policy: every resource is denied", "file", filepath.Join(c.Dir, "policy.json"))
-	} else if err != nil {
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	for _, r := range c.Roots {
@@ -91,7 +130,7 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{Config: c, token: key, sessions: sessions{byID: map[string]*session{}}}, nil
+	return &Server{Config: c, gen: gen, token: key, sessions: sessions{byID: map[string]*session{}}}, nil
 }
 
 // Serve answers on l until ctx ends, then lets running requests end for up to five seconds.
@@ -132,7 +171,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		ref = s.attest(w, r)
 	case api && resource && r.Method == http.MethodGet:
 		ref = s.resource(w, r, name)
-	case api && resource:
+	case api && (resource || administrative(path)):
+		if s.Admin != nil {
+			s.Admin.ServeHTTP(w, r)
+			return
+		}
 		ref = refuse("AdminAuthAccess", "admin access denied", errors.New("this broker is administered through its directory"))
 	case api:
 		ref = refuse("PluginNotFound", "Plugin not found", errors.New("unknown path"))
@@ -152,6 +195,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ref.write(w)
 }
 
+// administrative says that only administrators have business there, whatever the method (§1.1).
+func administrative(path string) bool {
+	return path == "resource-policy" || path == "attestation-policy" || path == "reference-value" || strings.HasPrefix(path, "reference-value/")
+}
+
 func trim(path, prefix string) (string, bool) {
 	if len(path) > len(prefix) && path[:len(prefix)] == prefix {
 		return path[len(prefix):], true
@@ -159,7 +207,8 @@ func trim(path, prefix string) (string, bool) {
 	return "", false
 }
 
-// A refusal is an error as RCAR spells it (§1.8). The cause is for the log only; nil if it is there already.
+// A refusal is an error as RCAR spells it (§1.8), or without a variant one of the web framework under old servers. The
+// cause is for the log only; nil if it is there already.
 type refusal struct {
 	variant, detail string
 	cause           error
@@ -169,6 +218,10 @@ func refuse(variant, detail string, cause error) *refusal { return &refusal{vari
 
 func (e *refusal) write(w http.ResponseWriter) {
 	status := http.StatusUnauthorized
+	if e.variant == "" {
+		http.Error(w, e.detail, http.StatusBadRequest)
+		return
+	}
 	if e.variant == "InvalidRequestPath" || e.variant == "PluginNotFound" {
 		status = http.StatusNotFound
 	}

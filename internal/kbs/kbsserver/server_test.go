@@ -1,9 +1,7 @@
 package kbsserver
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -64,10 +62,13 @@ func TestInitData(t *testing.T) {
 	}
 	for file, want := range vectors {
 		got, err := parseInitData(wrap(string(shared(t, file))))
-		if host := hex.EncodeToString(evidence.InRegister(evidence.HostData, got)); err != nil || host != want.HostData {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if host := hex.EncodeToString(evidence.InRegister(evidence.HostData, got.digest)); err != nil || host != want.HostData {
 			t.Errorf("%s: HOST_DATA %s, want %s: %v", file, host, want.HostData, err)
 		}
-		if config := hex.EncodeToString(evidence.InRegister(evidence.MRConfigID, got)); config != want.MRConfigID {
+		if config := hex.EncodeToString(evidence.InRegister(evidence.MRConfigID, got.digest)); config != want.MRConfigID {
 			t.Errorf("%s: MRCONFIGID %s, want %s", file, config, want.MRConfigID)
 		}
 	}
@@ -158,24 +159,14 @@ func TestHTTP(t *testing.T) {
 func TestTokens(t *testing.T) {
 	s := newServer(t)
 	now := time.Now()
-	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	jwk, err := evidence.NewPublicKey(&priv.PublicKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := &session{id: newSessionID(), expires: now.Add(time.Minute), key: &priv.PublicKey}
-	if n.token, err = s.sign(n, jwk, now); err != nil {
+	_, jwk := newKey(t, "P-256")
+	a := &attestation{key: jwk}
+	n := &session{id: newSessionID(), expires: now.Add(time.Minute), key: jwk}
+	foreign := *n
+	if err := errors.Join(s.sign(n, a, now), newServer(t).sign(&foreign, a, now)); err != nil {
 		t.Fatal(err)
 	}
 	s.sessions.add(n, now)
-	stranger := newServer(t)
-	forged, err := stranger.sign(n, jwk, now)
-	if err != nil {
-		t.Fatal(err)
-	}
 	ask := func(head, value string) *refusal {
 		r := httptest.NewRequest("GET", "/kbs/v0/resource/a/b/c", nil)
 		r.Header.Set(head, value)
@@ -186,7 +177,7 @@ func TestTokens(t *testing.T) {
 		"the cookie":            {"Cookie", "kbs-session-id=" + n.id, ""},
 		"the token":             {"Authorization", "Bearer " + n.token, ""},
 		"another cookie":        {"Cookie", "kbs-session-id=" + newSessionID(), "TokenNotFound"},
-		"a token of a stranger": {"Authorization", "Bearer " + forged, "TokenVerifierError"},
+		"a token of a stranger": {"Authorization", "Bearer " + foreign.token, "TokenVerifierError"},
 		"no token":              {"Authorization", "Bearer x", "TokenVerifierError"},
 		"another scheme":        {"Authorization", "Basic eDp4", "TokenNotFound"},
 		"alg none": {"Authorization", "Bearer " + base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none"}`)) + "." +
@@ -249,14 +240,7 @@ func FuzzAttestation(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		f.Fatal(err)
-	}
-	jwk, err := evidence.NewPublicKey(&priv.PublicKey)
-	if err != nil {
-		f.Fatal(err)
-	}
+	_, jwk := newKey(f, "P-256")
 	body, err := json.Marshal(map[string]any{
 		"init-data":    map[string]string{"format": "toml", "body": "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\"a\" = '''b'''\n"},
 		"runtime-data": map[string]any{"nonce": "nonce", "tee-pubkey": jwk},
@@ -265,15 +249,40 @@ func FuzzAttestation(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	if _, err := parseAttestation(body, evidence.SNP, "nonce"); err != nil {
+	current := generations["0.4.0"]
+	if _, err := current.attestation(body, evidence.SNP, "nonce"); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(body)
 	f.Add([]byte(`{"runtime-data":{"nonce":"nonce","tee-pubkey":{}},"tee-evidence":{}}`))
+	_, rsa := newKey(f, evidence.RSA15)
+	for _, primary := range []any{ev, string(ev)} {
+		body, err := json.Marshal(map[string]any{"tee-pubkey": rsa, "tee-evidence": primary})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(body)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		a, err := parseAttestation(b, evidence.SNP, "nonce")
-		if err == nil && (a.key == nil || len(a.evidence.Report) != evidence.SNPReportSize) {
-			t.Error("half an attestation is taken")
+		for version, g := range generations {
+			for _, kind := range []evidence.Kind{evidence.SNP, evidence.TDX, evidence.AzSNPvTPM, evidence.Sample} {
+				a, err := g.attestation(b, kind, "nonce")
+				if err == nil && (a.key == nil || a.evidence.Kind != kind || a.reportData == [64]byte{}) {
+					t.Errorf("%s: half an attestation is taken", version)
+				}
+			}
+		}
+	})
+}
+
+func FuzzRequest(f *testing.F) {
+	f.Add([]byte(`{"version":"0.4.0","tee":"snp","extra-params":{"supported-hash-algorithms":["sha384"]}}`))
+	f.Add([]byte(`{"version":"0.1.0","tee":"azsnpvtpm","extra-params":""}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for version, g := range generations {
+			if kind, err := g.request(b); err == nil && (kind == "" || !bytes.Contains(b, []byte("version"))) {
+				t.Errorf("%s takes %q", version, b)
+			}
 		}
 	})
 }

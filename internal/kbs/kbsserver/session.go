@@ -1,7 +1,6 @@
 package kbsserver
 
 import (
-	"crypto/ecdsa"
 	"crypto/rand"
 	"encoding/hex"
 	"net/http"
@@ -18,16 +17,17 @@ const (
 	maxSessions     = 1024
 )
 
-// A session is one guest from auth on. After attest the last three fields are set; they never change again.
+// A session is one guest from auth on. After attest the last fields are set; they never change again.
 type session struct {
 	id      string
 	kind    evidence.Kind // what auth announced
 	nonce   string
 	expires time.Time
 
-	token  string // "" before attest
-	key    *ecdsa.PublicKey
-	claims verify.Claims
+	token       string // "" before attest
+	key         evidence.PublicKey
+	claims      verify.Claims
+	tokenClaims map[string]any // of the token, and all of the initdata document
 }
 
 // sessions are bounded in number and in time.
@@ -36,8 +36,8 @@ type sessions struct {
 	byID map[string]*session
 }
 
-// add makes room for the session: expired ones go first, then the one that is closest to it, so that a flood of
-// auth costs others a retry and not the memory of the broker.
+// add makes room for the session: expired ones go first, then of those that have not attested the one that is closest to
+// it, then of all. A flood of auth costs others a retry and not the memory of the broker, and attested guests nothing.
 func (s *sessions) add(n *session, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -45,7 +45,7 @@ func (s *sessions) add(n *session, now time.Time) {
 	for id, o := range s.byID {
 		if !now.Before(o.expires) {
 			delete(s.byID, id)
-		} else if oldest == nil || o.expires.Before(oldest.expires) {
+		} else if oldest == nil || before(o, oldest) {
 			oldest = o
 		}
 	}
@@ -53,6 +53,14 @@ func (s *sessions) add(n *session, now time.Time) {
 		delete(s.byID, oldest.id)
 	}
 	s.byID[n.id] = n
+}
+
+// before says that a goes sooner than b.
+func before(a, b *session) bool {
+	if (a.token == "") != (b.token == "") {
+		return a.token == ""
+	}
+	return a.expires.Before(b.expires)
 }
 
 // get finds a live session.

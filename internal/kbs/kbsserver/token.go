@@ -1,7 +1,6 @@
 package kbsserver
 
 import (
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,42 +9,64 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
-
-	"github.com/ampoule-vm/ampoule/internal/evidence"
 )
 
-// tokenClaims are what a token says. The broker itself needs only the session; the rest is for whoever reads it.
-type tokenClaims struct {
-	Issuer      string             `json:"iss"`
-	Issued      int64              `json:"iat"`
-	Expires     int64              `json:"exp"`
-	Session     string             `json:"jti"`
-	Key         evidence.PublicKey `json:"tee-pubkey"`
-	TEE         evidence.Kind      `json:"tee"`
-	Measurement string             `json:"measurement"`
-	InitData    string             `json:"init_data"`
-	Simulated   bool               `json:"simulated"`
+// Levels of a trustworthiness vector (AR4SI, draft-ietf-rats-ar4si), as far as a broker without reference values has them.
+const (
+	hardwareGenuine       = 2
+	hardwareUnrecognized  = 97
+	executablesUnverified = 33
+)
+
+// tokenClaims are those of an EAT attestation result (§1.6). What was loaded is not appraised here but at each resource,
+// so that the status is never better than a warning: a policy that asks for "affirming" denies.
+func tokenClaims(n *session, annotated map[string]any, issued time.Time) map[string]any {
+	status, hardware := "warning", hardwareGenuine
+	if n.claims.Simulated {
+		status, hardware = "contraindicated", hardwareUnrecognized
+	}
+	return map[string]any{
+		"eat_profile":     "tag:github.com,2026:ampoule-vm/ampoule",
+		"iss":             "ampoule-kbs",
+		"iat":             issued.Unix(),
+		"exp":             n.expires.Unix(),
+		"jti":             n.id,
+		"ear.verifier-id": map[string]any{"developer": "ampoule-vm", "build": "ampoule-kbs"},
+		"submods": map[string]any{"cpu0": map[string]any{
+			"ear.status":                      status,
+			"ear.trustworthiness-vector":      map[string]any{"hardware": hardware, "executables": executablesUnverified},
+			"ear.appraisal-policy-id":         "none",
+			"ear.veraison.annotated-evidence": annotated,
+		}},
+	}
 }
 
-// sign makes the token of an attested session: a JWT, ES256, good as long as the session is.
-func (s *Server) sign(n *session, jwk evidence.PublicKey, now time.Time) (string, error) {
+// sign gives a session its claims and its token: a JWT, ES256, good as long as the session is.
+func (s *Server) sign(n *session, a *attestation, now time.Time) error {
+	all := annotated(n, a)
+	// Policies see what a reader of the JSON would: numbers as float64, and so on.
+	full, err := json.Marshal(tokenClaims(n, all, now))
+	if err == nil {
+		err = json.Unmarshal(full, &n.tokenClaims)
+	}
+	if err != nil {
+		return fmt.Errorf("token: %w", err)
+	}
+	payload, err := json.Marshal(tokenClaims(n, slim(all), now))
+	if err != nil {
+		return fmt.Errorf("token: %w", err)
+	}
 	opts := (&jose.SignerOptions{EmbedJWK: true}).WithType("JWT")
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: s.token}, opts)
 	if err != nil {
-		return "", fmt.Errorf("token: %w", err)
-	}
-	payload, err := json.Marshal(tokenClaims{
-		"ampoule-kbs", now.Unix(), n.expires.Unix(), n.id, jwk,
-		n.kind, n.claims.Measurement.String(), hex.EncodeToString(n.claims.InitData), n.claims.Simulated,
-	})
-	if err != nil {
-		return "", fmt.Errorf("token: %w", err)
+		return fmt.Errorf("token: %w", err)
 	}
 	jws, err := signer.Sign(payload)
 	if err != nil {
-		return "", fmt.Errorf("token: %w", err)
+		return fmt.Errorf("token: %w", err)
 	}
-	return jws.CompactSerialize()
+	n.token, err = jws.CompactSerialize()
+	return err
 }
 
 // authorized finds the attested session of a request: by cookie first, then by token (§1.6).
@@ -70,7 +91,9 @@ func (s *Server) authorized(r *http.Request) (*session, *refusal) {
 	if err != nil {
 		return nil, invalid(err)
 	}
-	var c tokenClaims
+	var c struct {
+		Session string `json:"jti"`
+	}
 	if err := json.Unmarshal(payload, &c); err != nil {
 		return nil, invalid(err)
 	}
