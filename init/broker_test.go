@@ -153,8 +153,8 @@ func TestToken(t *testing.T) {
 	var dev *countedDevice
 	f.tamper = func(m *machine) {
 		open := m.openTEE
-		m.openTEE = func() (tee.Device, error) {
-			d, err := open()
+		m.openTEE = func([]tee.Driver) (tee.Device, error) {
+			d, err := open(nil)
 			dev = &countedDevice{Device: d}
 			return dev, err
 		}

@@ -4,12 +4,23 @@ import (
 	// Mozilla's roots, for registries and brokers whose authority the manifest does not pin: PID 1 has no /etc/ssl.
 	_ "golang.org/x/crypto/x509roots/fallback"
 
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
 	"github.com/ampoule-vm/ampoule/internal/tee"
 	"github.com/ampoule-vm/ampoule/internal/tee/configfs"
+	"github.com/ampoule-vm/ampoule/internal/tee/sample"
 )
 
 // teeDrivers are tried in order; the first whose hardware is there is the TEE of this boot.
 var teeDrivers = []tee.Driver{
 	configfs.TDX,
 	configfs.SNP,
+}
+
+// driversFor gives CoCo's sample attester, which proves nothing and is always there, to an image that asks for it by name,
+// and to no other: it must never stand in for hardware that is not found.
+func driversFor(o cmdline.Options) []tee.Driver {
+	if o.Simulation() && o.Allow.Has(cmdline.AllowSample) {
+		return []tee.Driver{sample.Driver}
+	}
+	return teeDrivers
 }

@@ -161,7 +161,7 @@ func (f *flow) boot() {
 	m.mount, m.lockdown = func() error { return nil }, func() error { return nil }
 	m.commandLine = func() (string, error) { return f.line, nil }
 	m.tsmSimulated = func() bool { return f.kernelIs }
-	m.openTEE = func() (tee.Device, error) { return chipDevice{f.world.PSP, f.launch}, nil }
+	m.openTEE = func([]tee.Driver) (tee.Device, error) { return chipDevice{f.world.PSP, f.launch}, nil }
 	m.network = func(context.Context, cmdline.Net) error { return nil }
 	m.fetchManifest = func(context.Context, cmdline.Source) ([]byte, error) { return f.raw, nil }
 	m.resolve = image.Resolve
@@ -396,7 +396,7 @@ func TestUndelivered(t *testing.T) {
 func TestTDXBoot(t *testing.T) {
 	f := newFlow(t)
 	f.tamper = func(m *machine) {
-		m.openTEE = func() (tee.Device, error) { return quoteDevice{chipDevice{f.world.PSP, f.launch}}, nil }
+		m.openTEE = func([]tee.Driver) (tee.Device, error) { return quoteDevice{chipDevice{f.world.PSP, f.launch}}, nil }
 	}
 	f.boot()
 	f.ends("", result.OK, true)
@@ -414,7 +414,7 @@ func TestTDXBoot(t *testing.T) {
 	other := newFlow(t)
 	other.bound = []byte("another manifest")
 	other.tamper = func(m *machine) {
-		m.openTEE = func() (tee.Device, error) { return quoteDevice{chipDevice{other.world.PSP, other.launch}}, nil }
+		m.openTEE = func([]tee.Driver) (tee.Device, error) { return quoteDevice{chipDevice{other.world.PSP, other.launch}}, nil }
 	}
 	other.boot()
 	other.ends("bind", result.NotBound, false)

@@ -33,7 +33,7 @@ type machine struct {
 	lockdown      func() error
 	commandLine   func() (string, error)
 	tsmSimulated  func() bool // the kernel's TSM provider is the simulated one
-	openTEE       func() (tee.Device, error)
+	openTEE       func([]tee.Driver) (tee.Device, error)
 	network       func(context.Context, cmdline.Net) error
 	fetchManifest func(context.Context, cmdline.Source) ([]byte, error)
 	resolve       func(context.Context, string, image.Options) (*image.Image, error)
@@ -82,7 +82,7 @@ func newMachine() *machine {
 		lockdown:      guest.Lockdown,
 		commandLine:   readCommandLine,
 		tsmSimulated:  func() bool { _, err := os.Stat("/sys/module/tsm_sim"); return err == nil },
-		openTEE:       func() (tee.Device, error) { return tee.Open(teeDrivers) },
+		openTEE:       tee.Open,
 		network:       guest.Network,
 		fetchManifest: fetchManifest,
 		resolve:       image.Resolve,

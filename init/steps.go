@@ -52,7 +52,7 @@ func (r *run) platform(context.Context) (err error) {
 	if r.opts.Simulation() != r.simulated {
 		return fmt.Errorf("the command line says %s and the kernel's TSM provider is simulated: %v", r.opts.Profile, r.simulated)
 	}
-	r.dev, err = r.openTEE()
+	r.dev, err = r.openTEE(driversFor(r.opts))
 	return err
 }
 

@@ -29,7 +29,7 @@ func buildVerb(ctx context.Context, args []string, std stdio) error {
 	o := mkimage.Options{Progress: std.err, SourceDir: ".", KernelSource: os.Getenv("KERNEL_SOURCE")}
 	fs.StringVar(&o.Profile, "profile", "", "production or simulation")
 	fs.StringVar(&o.Out, "out", "", "folder to write")
-	allow := fs.String("allow", "", "what a simulation image permits: tag,http,errors,unsealed,unbound, or none (default: tag,http,unsealed)")
+	allow := fs.String("allow", "", "what a simulation image permits: tag,http,errors,unsealed,unbound,sample, or none (default: tag,http,unsealed)")
 	fs.StringVar(&o.Net, "net", "none", "network: none, dhcp or static:ADDR/BITS,GATEWAY[,DNS]")
 	fs.StringVar(&o.ManifestSource, "manifest-source", "vsock:1024", "where the VM reads its manifest: vsock:PORT or cmdline:BASE64URL")
 	fs.StringVar(&o.Extra, "cmdline", "", "further kernel parameters")

@@ -36,9 +36,10 @@ const (
 	AllowErrors   = "errors"   // error texts on the console
 	AllowUnsealed = "unsealed" // results without recipients, returned in clear
 	AllowUnbound  = "unbound"  // a manifest that the launch is not bound to
+	AllowSample   = "sample"   // evidence of CoCo's sample attester, in place of the simulated processor's
 )
 
-var allowNames = []string{AllowTag, AllowHTTP, AllowErrors, AllowUnsealed, AllowUnbound}
+var allowNames = []string{AllowTag, AllowHTTP, AllowErrors, AllowUnsealed, AllowUnbound, AllowSample}
 
 // maxLine is the length of x86's COMMAND_LINE_SIZE, beyond which the kernel cuts.
 const maxLine = 2048
