@@ -20,7 +20,8 @@ import (
 type evidenceFlags struct {
 	file, kind, cert, eventlog, reportData, initData, at, collateral, tcbStatus string
 	fetch                                                                       bool
-	kds                                                                         string // where fetch asks
+	kds                                                                         string     // where fetch asks AMD
+	pcs                                                                         verify.PCS // and Intel
 }
 
 // azure says that the kind is evidence only as a whole: no raw part of it proves anything.
@@ -92,7 +93,7 @@ func verifyEvidence(ctx context.Context, std stdio, f evidenceFlags, want verify
 		return err
 	}
 	if f.fetch {
-		if ev, err = f.fetched(ctx, ev); err != nil {
+		if ev, err = f.fetched(ctx, ev, &o); err != nil {
 			return err
 		}
 	}

@@ -135,23 +135,24 @@ func TestVerifySimulatedEvidence(t *testing.T) {
 		t.Errorf("sample, allowed: %v", err)
 	}
 	for name, args := range map[string][]string{
-		"no kind":          {"--evidence", file},
-		"raw Azure":        {"--kind", "az-tdx-vtpm", "--evidence", file},
-		"a cert with TDX":  {"--kind", "tdx", "--evidence", file, "--cert", file},
-		"a log with SNP":   {"--kind", "snp", "--evidence", file, "--eventlog", file},
-		"fetching for TDX": {"--kind", "tdx", "--evidence", file, "--fetch"},
-		"status alone":     {"--kind", "tdx", "--evidence", file, "--tcb-status", "OutOfDate"},
-		"no such document": {"--kind", "tdx", "--evidence", file, "--init-data", filepath.Join(dir, "none")},
-		"not a document":   {"--kind", "tdx", "--evidence", file, "--init-data", intel},
-		"no list":          {"--kind", "tdx", "--evidence", file, "--measurements", intel},
-		"an empty list":    {"--kind", "tdx", "--evidence", file, "--measurements", write("empty", []byte("[]"))},
-		"a list of null":   {"--kind", "tdx", "--evidence", file, "--measurements", write("null", []byte("[null]"))},
-		"no collateral":    {"--kind", "tdx", "--evidence", file, "--collateral", filepath.Join(dir, "none")},
-		"a receipt's":      {"--fetch", file},
-		"a log with JSON":  {"--kind", "tdx", "--evidence", write("j", []byte("{}")), "--eventlog", file},
-		"hex that is none": {"--kind", "tdx", "--evidence", file, "--report-data", "xy"},
-		"a short digest":   {"--kind", "tdx", "--evidence", file, "--init-data", "ab"},
-		"no date":          {"--kind", "tdx", "--evidence", file, "--at", "yesterday"},
+		"no kind":           {"--evidence", file},
+		"raw Azure":         {"--kind", "az-tdx-vtpm", "--evidence", file},
+		"a cert with TDX":   {"--kind", "tdx", "--evidence", file, "--cert", file},
+		"a log with SNP":    {"--kind", "snp", "--evidence", file, "--eventlog", file},
+		"fetching for none": {"--kind", "sample", "--evidence", file, "--fetch"},
+		"fetching twice":    {"--kind", "tdx", "--evidence", file, "--fetch", "--collateral", dir},
+		"status alone":      {"--kind", "tdx", "--evidence", file, "--tcb-status", "OutOfDate"},
+		"no such document":  {"--kind", "tdx", "--evidence", file, "--init-data", filepath.Join(dir, "none")},
+		"not a document":    {"--kind", "tdx", "--evidence", file, "--init-data", intel},
+		"no list":           {"--kind", "tdx", "--evidence", file, "--measurements", intel},
+		"an empty list":     {"--kind", "tdx", "--evidence", file, "--measurements", write("empty", []byte("[]"))},
+		"a list of null":    {"--kind", "tdx", "--evidence", file, "--measurements", write("null", []byte("[null]"))},
+		"no collateral":     {"--kind", "tdx", "--evidence", file, "--collateral", filepath.Join(dir, "none")},
+		"a receipt's":       {"--fetch", file},
+		"a log with JSON":   {"--kind", "tdx", "--evidence", write("j", []byte("{}")), "--eventlog", file},
+		"hex that is none":  {"--kind", "tdx", "--evidence", file, "--report-data", "xy"},
+		"a short digest":    {"--kind", "tdx", "--evidence", file, "--init-data", "ab"},
+		"no date":           {"--kind", "tdx", "--evidence", file, "--at", "yesterday"},
 	} {
 		if _, err := judge(t, args...); err == nil || refusedWith(err, 3) {
 			t.Errorf("%s: %v, want a usage error", name, err)
@@ -203,5 +204,39 @@ func TestVerifyFetches(t *testing.T) {
 	f.fetch = false
 	if err := verifyEvidence(t.Context(), std, f, want, false, false); !refusedWith(err, 3) || asked != 2 {
 		t.Errorf("without --fetch, asked %d times: %v", asked, err)
+	}
+}
+
+// TestFetchForTDX: Intel is asked about a quote whose signatures hold; a service that does not answer is no verdict.
+func TestFetchForTDX(t *testing.T) {
+	chip, err := psp.New(filepath.Join(t.TempDir(), "psp"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	quote, err := chip.Quote(psp.Launch{Measurement: evidence.Measurement{1}}, [64]byte{2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		http.NotFound(w, r)
+	}))
+	defer s.Close()
+	file := filepath.Join(t.TempDir(), "quote")
+	if err := os.WriteFile(file, quote, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	root, err := verify.LoadIntelRoot(chip.TDXRootPEM())
+	if err != nil {
+		t.Fatal(err)
+	}
+	std := stdio{strings.NewReader(""), io.Discard, io.Discard}
+	f := evidenceFlags{file: file, kind: "tdx", fetch: true, pcs: verify.PCS{API: s.URL, RootCRL: s.URL}}
+	if err := verifyEvidence(t.Context(), std, f, verify.Expect{Intel: root}, false, false); err == nil || refusedWith(err, 3) || asked != 1 {
+		t.Errorf("asked %d times: %v", asked, err)
+	}
+	if err := verifyEvidence(t.Context(), std, f, verify.Expect{}, false, false); !refusedWith(err, 3) || asked != 1 {
+		t.Errorf("under Intel's root, asked %d times: %v", asked, err)
 	}
 }

@@ -36,7 +36,8 @@ are refused always, and so is evidence without something that was asked for. Wha
 --collateral names a folder of files to judge with. For tdx and az-tdx-vtpm these are answers of Intel's provisioning
 service: tcb_info.json, qe_identity.json, tcb_signing_chain.pem, pck_crl.der and root_ca_crl.der; a platform that is
 not UpToDate is refused then, unless --tcb-status takes it. For snp they are VCEK and VLEK certificates for reports that
-bring none. Nothing is fetched, unless --fetch asks AMD for the VCEK of such a report.
+bring none. Nothing is fetched, unless --fetch asks AMD for the VCEK of such a report, or Intel about
+the platform of a quote.
 
 Examples:
   ampoule verify --measurement 4f…9a --manifest job.json --result result.tar.age receipt.json
@@ -52,7 +53,7 @@ func verifyVerb(ctx context.Context, args []string, std stdio) error {
 	resultFile := fs.String("result", "", "the result as delivered (result.tar.age)")
 	root := fs.String("test-root", "", "PEM file with the root of a simulated TEE (test-root.pem)")
 	asJSON := fs.Bool("json", false, "print the facts as JSON")
-	f := evidenceFlags{kds: verify.AMDKDS}
+	f := evidenceFlags{kds: verify.AMDKDS, pcs: verify.IntelPCS}
 	fs.StringVar(&f.file, "evidence", "", "evidence to judge in place of a receipt, - for standard input")
 	fs.StringVar(&f.kind, "kind", "", "its kind: snp, tdx, az-snp-vtpm, az-tdx-vtpm or sample")
 	fs.StringVar(&f.cert, "cert", "", "certificate of the key that signed a raw SNP report, PEM or DER")
@@ -61,7 +62,7 @@ func verifyVerb(ctx context.Context, args []string, std stdio) error {
 	fs.StringVar(&f.initData, "init-data", "", "initdata document that the guest must be bound to: its digest in hex, or its file")
 	fs.StringVar(&f.collateral, "collateral", "", "folder with Intel's answers about platforms, or with AMD's certificates")
 	fs.StringVar(&f.tcbStatus, "tcb-status", "", "statuses taken besides UpToDate, as OutOfDate, with commas")
-	fs.BoolVar(&f.fetch, "fetch", false, "ask AMD for the VCEK of a report that brings none")
+	fs.BoolVar(&f.fetch, "fetch", false, "ask AMD for the VCEK of a report that brings none, or Intel for what --collateral holds of a quote")
 	fs.StringVar(&f.at, "at", "", "date at which certificates must have been valid, as 2026-01-31; today when empty")
 	sample := fs.Bool("allow-sample", false, "take sample evidence, which anybody can make up")
 	receipts := 1
@@ -88,7 +89,7 @@ func verifyVerb(ctx context.Context, args []string, std stdio) error {
 		}
 		want.Measurements = append(want.Measurements, p)
 	}
-	if f.file == "" && (f != evidenceFlags{kds: f.kds} || *sample) {
+	if f.file == "" && (f != evidenceFlags{kds: f.kds, pcs: f.pcs} || *sample) {
 		return usagef("flags about evidence go with --evidence; a receipt brings its own")
 	}
 	var err error

@@ -83,27 +83,45 @@ func (f *evidenceFlags) judges(o *verify.Options) (err error) {
 		return usagef("--cert goes with --kind snp")
 	case f.eventlog != "" && kind != evidence.TDX:
 		return usagef("--eventlog goes with --kind tdx")
-	case f.fetch && !snp:
-		return usagef("--fetch goes with --kind snp")
+	case f.fetch && !snp && !tdx:
+		return usagef("--fetch goes with --kind snp, tdx or az-tdx-vtpm")
+	case f.fetch && tdx && f.collateral != "":
+		return usagef("--fetch and --collateral: one of them says what Intel says")
 	case f.collateral != "" && !snp && !tdx:
 		return usagef("--collateral goes with --kind snp, tdx or az-tdx-vtpm")
-	case f.tcbStatus != "" && (f.collateral == "" || !tdx):
-		return usagef("--tcb-status goes with --collateral, and with --kind tdx or az-tdx-vtpm")
-	case f.collateral == "":
-		return nil
-	case snp:
+	case f.tcbStatus != "" && (f.collateral == "" && !f.fetch || !tdx):
+		return usagef("--tcb-status goes with --collateral or --fetch, and with --kind tdx or az-tdx-vtpm")
+	case snp && f.collateral != "":
 		o.VCEKs, err = verify.LoadCerts(f.collateral)
 		return err
 	}
 	if f.tcbStatus != "" {
 		o.TCBStatus = strings.Split(f.tcbStatus, ",")
 	}
-	o.Collateral, err = verify.LoadCollateral(f.collateral)
+	if f.collateral != "" {
+		o.Collateral, err = verify.LoadCollateral(f.collateral)
+	}
 	return err
 }
 
-// fetched asks for the VCEK where the evidence brings no certificate of its signer.
-func (f *evidenceFlags) fetched(ctx context.Context, ev evidence.Evidence) (evidence.Evidence, error) {
+// fetched asks AMD for the VCEK where the evidence brings no certificate of its signer, and Intel for what it says of the
+// platform.
+func (f *evidenceFlags) fetched(ctx context.Context, ev evidence.Evidence, o *verify.Options) (evidence.Evidence, error) {
+	quote := ev.Report
+	switch ev.Kind {
+	case evidence.AzTDXvTPM:
+		quote = ev.Aux
+		fallthrough
+	case evidence.TDX:
+		var err error
+		if o.Collateral, err = verify.FetchCollateral(ctx, f.pcs, quote, *o); err != nil {
+			if c, bad := verify.Evidence(ev, *o); c.Kind == "" {
+				return ev, &exitError{3, bad} // the quote's fault, not the network's
+			}
+			return ev, fmt.Errorf("--fetch: %w", err)
+		}
+		return ev, nil
+	}
 	certs, err := evidence.ParseCerts(ev.Aux)
 	if err != nil || slices.ContainsFunc(certs, func(c evidence.Cert) bool { return c.Type == "VCEK" || c.Type == "VLEK" }) {
 		return ev, nil // a broken table is refused where it is judged

@@ -17,8 +17,8 @@ import (
 // AMDKDS is AMD's key distribution service, which has the VCEK certificate of every chip for every TCB.
 const AMDKDS = "https://kdsintf.amd.com"
 
-// kdsTimeout bounds one request: the service is slow, and refuses more than a few of them a minute.
-const kdsTimeout = 30 * time.Second
+// vendorTimeout bounds one request. AMD's service is slow, and refuses more than a few of them a minute.
+const vendorTimeout = 30 * time.Second
 
 // FetchVCEK asks a key distribution service for the certificate of the key that signed a report, DER of at most 64 KiB.
 // What it gives is not trusted: it goes into Evidence.Aux or a CertStore, and is held against the root there. A VLEK, and
@@ -47,28 +47,33 @@ func FetchVCEK(ctx context.Context, base string, report []byte) ([]byte, error) 
 		id = id[:8]
 		q.Set("fmcSPL", strconv.Itoa(int(r.ReportedTCB.FMC)))
 	}
-	ctx, cancel := context.WithTimeout(ctx, kdsTimeout)
-	defer cancel()
-	where := base + "/vcek/v1/" + url.PathEscape(line) + "/" + hex.EncodeToString(id) + "?" + q.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, where, nil)
-	if err != nil {
-		return nil, fmt.Errorf("fetch VCEK: %w", err)
-	}
-	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("fetch VCEK: %w", err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("fetch VCEK: %s answers %s", req.URL.Host, resp.Status)
-	}
-	der, err := io.ReadAll(io.LimitReader(resp.Body, maxCertFile+1))
-	if err == nil && len(der) > maxCertFile {
-		err = fmt.Errorf("more than %d bytes", maxCertFile)
-	}
+	der, _, err := get(ctx, base+"/vcek/v1/"+url.PathEscape(line)+"/"+hex.EncodeToString(id)+"?"+q.Encode(), maxCertFile)
 	if err != nil {
 		return nil, fmt.Errorf("fetch VCEK: %w", err)
 	}
 	return der, nil
+}
+
+// get asks a vendor's service for at most limit bytes. No redirect is followed.
+func get(ctx context.Context, where string, limit int64) ([]byte, http.Header, error) {
+	ctx, cancel := context.WithTimeout(ctx, vendorTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, where, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, nil, fmt.Errorf("%s%s answers %s", req.URL.Host, req.URL.Path, resp.Status)
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("%s%s answers more than %d bytes", req.URL.Host, req.URL.Path, limit)
+	}
+	return b, resp.Header, err
 }
