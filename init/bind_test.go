@@ -70,15 +70,15 @@ func bindingOf(hostData []byte, initdata [32]byte, o cmdline.Options, sha384 [48
 	return binding(atStart, "", evidence.HostData, o)
 }
 
-// vtpm is a TEE whose one register the guest extends.
-type vtpm struct {
+// extendable is a TEE whose one register the guest extends.
+type extendable struct {
 	fake.Device
 	register string
 	err      error
 	measured [][32]byte
 }
 
-func (v *vtpm) Measure(_ context.Context, digest [32]byte) (string, error) {
+func (v *extendable) Measure(_ context.Context, digest [32]byte) (string, error) {
 	v.measured = append(v.measured, digest)
 	return v.register, v.err
 }
@@ -94,14 +94,14 @@ func TestRuntimeBinding(t *testing.T) {
 		pinned bool
 		want   string // "": refused
 	}{
-		"PCR 8":                        {evidence.Launch{Register: evidence.PCR8, InitData: zero32}, &vtpm{register: evidence.PCR8}, false, result.BindRuntime},
-		"PCR 8 in use":                 {evidence.Launch{Register: evidence.PCR8, InitData: ours[:]}, &vtpm{register: evidence.PCR8}, false, ""},
-		"PCR 8 beside a pin":           {evidence.Launch{Register: evidence.PCR8, InitData: zero32}, &vtpm{register: evidence.PCR8}, true, result.BindPinned},
-		"PCR 8 cannot be extended":     {evidence.Launch{Register: evidence.PCR8, InitData: zero32}, &vtpm{err: broken}, false, ""},
-		"nor beside a pin":             {evidence.Launch{Register: evidence.PCR8, InitData: zero32}, &vtpm{err: broken}, true, ""},
-		"RTMR3":                        {evidence.Launch{Register: evidence.MRConfigID, InitData: zero48}, &vtpm{register: evidence.RTMR3}, false, result.BindRuntime},
-		"a kernel without RTMR3":       {evidence.Launch{Register: evidence.MRConfigID, InitData: zero48}, &vtpm{err: tee.ErrNotFound}, false, ""},
-		"a kernel without it, pinned":  {evidence.Launch{Register: evidence.MRConfigID, InitData: zero48}, &vtpm{err: tee.ErrNotFound}, true, result.BindPinned},
+		"PCR 8":                        {evidence.Launch{Register: evidence.PCR8, InitData: zero32}, &extendable{register: evidence.PCR8}, false, result.BindRuntime},
+		"PCR 8 in use":                 {evidence.Launch{Register: evidence.PCR8, InitData: ours[:]}, &extendable{register: evidence.PCR8}, false, ""},
+		"PCR 8 beside a pin":           {evidence.Launch{Register: evidence.PCR8, InitData: zero32}, &extendable{register: evidence.PCR8}, true, result.BindPinned},
+		"PCR 8 cannot be extended":     {evidence.Launch{Register: evidence.PCR8, InitData: zero32}, &extendable{err: broken}, false, ""},
+		"nor beside a pin":             {evidence.Launch{Register: evidence.PCR8, InitData: zero32}, &extendable{err: broken}, true, ""},
+		"RTMR3":                        {evidence.Launch{Register: evidence.MRConfigID, InitData: zero48}, &extendable{register: evidence.RTMR3}, false, result.BindRuntime},
+		"a kernel without RTMR3":       {evidence.Launch{Register: evidence.MRConfigID, InitData: zero48}, &extendable{err: tee.ErrNotFound}, false, ""},
+		"a kernel without it, pinned":  {evidence.Launch{Register: evidence.MRConfigID, InitData: zero48}, &extendable{err: tee.ErrNotFound}, true, result.BindPinned},
 		"a TEE without such registers": {evidence.Launch{}, &fake.Device{}, false, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -121,7 +121,7 @@ func TestRuntimeBinding(t *testing.T) {
 			if got != c.want || (err != nil) != (c.want == "") {
 				t.Errorf("binding %q, error %v; want %q", got, err, c.want)
 			}
-			if v, ok := c.dev.(*vtpm); ok && c.want != "" && (len(v.measured) != 1 || v.measured[0] != ours) {
+			if v, ok := c.dev.(*extendable); ok && c.want != "" && (len(v.measured) != 1 || v.measured[0] != ours) {
 				t.Errorf("extended with %x, want %x once", v.measured, ours)
 			}
 		})

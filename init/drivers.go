@@ -8,11 +8,15 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/tee"
 	"github.com/ampoule-vm/ampoule/internal/tee/configfs"
 	"github.com/ampoule-vm/ampoule/internal/tee/sample"
+	"github.com/ampoule-vm/ampoule/internal/tee/vtpm"
 )
 
-// teeDrivers are tried in order; the first whose hardware is there is the TEE of this boot.
+// teeDrivers are tried in order; the first whose hardware is there is the TEE of this boot. On Azure only the vTPM speaks for
+// the guest, so that its drivers are asked before that of SNP (wire/SPEC.md §2.6).
 var teeDrivers = []tee.Driver{
 	configfs.TDX,
+	vtpm.AzTDX,
+	vtpm.AzSNP,
 	configfs.SNP,
 }
 

@@ -66,7 +66,7 @@ func (m imds) tdQuote(ctx context.Context, report []byte) ([]byte, error) {
 	if err := m.ask(ctx, http.MethodPost, "/acc/tdquote", body, &answer); err != nil {
 		return nil, err
 	}
-	quote, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(answer.Quote, "="))
+	quote, err := base64.RawURLEncoding.Strict().DecodeString(strings.TrimRight(answer.Quote, "="))
 	if err != nil {
 		return nil, fmt.Errorf("metadata service: quote: %w", err)
 	}

@@ -5,20 +5,18 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
-
-	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 )
 
 // What the paravisor keeps in the TPM (wire/SPEC.md §2.3).
 const (
-	nvReport   = tpm2.TPMHandle(0x01400001)
-	nvUserData = tpm2.TPMHandle(0x01400002)
-	akHandle   = tpm2.TPMHandle(0x81000003)
+	nvReport   = 0x01400001
+	nvUserData = 0x01400002
+	akHandle   = 0x81000003
 )
 
 const (
@@ -28,32 +26,42 @@ const (
 	quoteTries = 5        // until no PCR changes between quote and reading
 )
 
+// Attributes of an NV index (TPM 2.0 Library, Part 2, TPMA_NV).
+const ownerWriteRead = 1<<1 | 1<<17
+
 var errNoIndex = errors.New("the TPM has no such NV index")
 
 // A chip is a TPM whose owner has the empty password.
-type chip struct{ transport.TPM }
+type chip struct{ Transport }
 
-var owner = tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
-
-// index looks an NV index up: its size, bytes. The error is errNoIndex if there is none.
-func (c chip) index(h tpm2.TPMHandle) (tpm2.NamedHandle, int, error) {
-	rsp, err := tpm2.NVReadPublic{NVIndex: h}.Execute(c)
-	if errors.Is(err, tpm2.TPMRCHandle) {
-		return tpm2.NamedHandle{}, 0, fmt.Errorf("%w: 0x%08x", errNoIndex, h)
+// size looks an NV index up: its size, bytes. The error is errNoIndex if there is none.
+func (c chip) size(index uint32) (int, error) {
+	a, err := (&command{code: ccNVReadPublic}).handles(index).do(c)
+	if noHandle(err) {
+		return 0, fmt.Errorf("%w: 0x%08x", errNoIndex, index)
 	}
 	if err != nil {
-		return tpm2.NamedHandle{}, 0, fmt.Errorf("NV index 0x%08x: %w", h, err)
+		return 0, fmt.Errorf("NV index 0x%08x: %w", index, err)
 	}
-	pub, err := rsp.NVPublic.Contents()
-	if err != nil {
-		return tpm2.NamedHandle{}, 0, fmt.Errorf("NV index 0x%08x: %w", h, err)
+	public := answer{b: a.sized()}
+	a.sized() // its name
+	got := public.u32()
+	public.u16() // algorithm of the name
+	public.u32() // attributes
+	public.sized()
+	size := public.u16()
+	if err := errors.Join(a.end(), public.end()); err != nil {
+		return 0, fmt.Errorf("NV index 0x%08x: %w", index, err)
 	}
-	return tpm2.NamedHandle{Handle: h, Name: rsp.NVName}, int(pub.DataSize), nil
+	if got != index {
+		return 0, fmt.Errorf("NV index 0x%08x: the TPM describes 0x%08x", index, got)
+	}
+	return int(size), nil
 }
 
 // report reads the HCL report as it is now.
 func (c chip) report() ([]byte, error) {
-	index, size, err := c.index(nvReport)
+	size, err := c.size(nvReport)
 	if err != nil {
 		return nil, err
 	}
@@ -63,72 +71,60 @@ func (c chip) report() ([]byte, error) {
 	b := make([]byte, 0, size)
 	for len(b) < size {
 		n := min(nvChunk, size-len(b))
-		rsp, err := tpm2.NVRead{AuthHandle: owner, NVIndex: index, Size: uint16(n), Offset: uint16(len(b))}.Execute(c)
+		a, err := (&command{code: ccNVRead, auth: true}).handles(rhOwner, nvReport).u16(uint16(n), uint16(len(b))).do(c)
 		if err != nil {
 			return nil, fmt.Errorf("read NV index 0x%08x: %w", nvReport, err)
 		}
-		if len(rsp.Data.Buffer) != n {
-			return nil, fmt.Errorf("read NV index 0x%08x: %d bytes, asked for %d", nvReport, len(rsp.Data.Buffer), n)
+		got := a.sized()
+		if a.end() != nil || len(got) != n {
+			return nil, fmt.Errorf("read NV index 0x%08x: %d bytes, asked for %d", nvReport, len(got), n)
 		}
-		b = append(b, rsp.Data.Buffer...)
+		b = append(b, got...)
 	}
 	return b, nil
 }
 
 // setUserData tells the paravisor what its next report is to carry: 48 bytes.
 func (c chip) setUserData(data []byte) error {
-	index, size, err := c.index(nvUserData)
+	size, err := c.size(nvUserData)
 	if err == nil && size != userData {
-		if _, err := (tpm2.NVUndefineSpace{AuthHandle: owner, NVIndex: index}).Execute(c); err != nil {
+		if _, err := (&command{code: ccNVUndefineSpace, auth: true}).handles(rhOwner, nvUserData).do(c); err != nil {
 			return fmt.Errorf("delete NV index 0x%08x of %d bytes: %w", nvUserData, size, err)
 		}
 	} else if err != nil && !errors.Is(err, errNoIndex) {
 		return err
 	}
 	if size != userData {
-		_, err := tpm2.NVDefineSpace{AuthHandle: owner, PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
-			NVIndex:    nvUserData,
-			NameAlg:    tpm2.TPMAlgSHA256,
-			Attributes: tpm2.TPMANV{OwnerRead: true, OwnerWrite: true, NT: tpm2.TPMNTOrdinary},
-			DataSize:   userData,
-		})}.Execute(c)
-		if err != nil {
+		public := (&command{}).u32(nvUserData).u16(algSHA256).u32(ownerWriteRead).sized(nil).u16(userData).param
+		define := (&command{code: ccNVDefineSpace, auth: true}).handles(rhOwner).sized(nil).sized(public)
+		if _, err := define.do(c); err != nil {
 			return fmt.Errorf("create NV index 0x%08x: %w", nvUserData, err)
 		}
-		if index, _, err = c.index(nvUserData); err != nil {
-			return err
-		}
 	}
-	if _, err := (tpm2.NVWrite{AuthHandle: owner, NVIndex: index, Data: tpm2.TPM2BMaxNVBuffer{Buffer: data}}).Execute(c); err != nil {
+	if _, err := (&command{code: ccNVWrite, auth: true}).handles(rhOwner, nvUserData).sized(data).u16(0).do(c); err != nil {
 		return fmt.Errorf("write NV index 0x%08x: %w", nvUserData, err)
 	}
 	return nil
 }
 
-// selection is slots of the SHA-256 bank.
-func selection(slots ...uint) tpm2.TPMLPCRSelection {
-	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{
-		Hash:      tpm2.TPMAlgSHA256,
-		PCRSelect: tpm2.PCClientCompatible.PCRs(slots...),
-	}}}
-}
-
+// pcr reads one PCR of the SHA-256 bank.
 func (c chip) pcr(slot uint) (v [32]byte, err error) {
-	rsp, err := tpm2.PCRRead{PCRSelectionIn: selection(slot)}.Execute(c)
+	a, err := (&command{code: ccPCRRead}).pcrs(slot).do(c)
 	if err != nil {
 		return v, fmt.Errorf("read PCR %d: %w", slot, err)
 	}
-	if d := rsp.PCRValues.Digests; len(d) != 1 || len(d[0].Buffer) != len(v) {
-		return v, fmt.Errorf("read PCR %d: the TPM has no SHA-256 bank", slot)
+	a.u32() // counts changes
+	want := (&command{}).pcrs(slot).param
+	selected := a.take(len(want))
+	values, digest := a.u32(), a.sized()
+	if a.end() != nil || !bytes.Equal(selected, want) || values != 1 || len(digest) != len(v) {
+		return v, fmt.Errorf("read PCR %d: the TPM gives %d values of %x, want one of %x: it may have no SHA-256 bank", slot, values, selected, want)
 	}
-	return [32]byte(rsp.PCRValues.Digests[0].Buffer), nil
+	return [32]byte(digest), nil
 }
 
 func (c chip) extend(slot uint, digest [32]byte) error {
-	_, err := tpm2.PCRExtend{
-		PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(slot), Auth: tpm2.PasswordAuth(nil)},
-		Digests:   tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: digest[:]}}},
-	}.Execute(c)
+	_, err := (&command{code: ccPCRExtend, auth: true}).handles(uint32(slot)).u32(1).u16(algSHA256).raw(digest[:]).do(c)
 	if err != nil {
 		return fmt.Errorf("extend PCR %d: %w", slot, err)
 	}
@@ -141,24 +137,14 @@ func (c chip) quote(data []byte, ak *rsa.PublicKey) (*evidence.TPMQuote, error) 
 	for i := range all {
 		all[i] = uint(i)
 	}
-	key, err := tpm2.ReadPublic{ObjectHandle: akHandle}.Execute(c)
-	if err != nil {
-		return nil, fmt.Errorf("TPM key 0x%08x: %w", akHandle, err)
-	}
 	for range quoteTries {
-		rsp, err := tpm2.Quote{
-			SignHandle:     tpm2.AuthHandle{Handle: akHandle, Name: key.Name, Auth: tpm2.PasswordAuth(nil)},
-			QualifyingData: tpm2.TPM2BData{Buffer: data},
-			InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgRSASSA,
-				Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSchemeHash{HashAlg: tpm2.TPMAlgSHA256})},
-			PCRSelect: selection(all...),
-		}.Execute(c)
+		q, err := c.signed(data, all)
 		if err != nil {
 			return nil, fmt.Errorf("TPM quote by key 0x%08x: %w", akHandle, err)
 		}
-		q, digest, err := readQuote(rsp, data, ak)
+		digest, err := asked(q, data, ak)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("TPM quote: %w", err)
 		}
 		h := sha256.New()
 		for i := range q.PCRs {
@@ -167,33 +153,42 @@ func (c chip) quote(data []byte, ak *rsa.PublicKey) (*evidence.TPMQuote, error) 
 			}
 			h.Write(q.PCRs[i][:])
 		}
-		if bytes.Equal(h.Sum(nil), digest) {
+		if bytes.Equal(h.Sum(nil), digest[:]) {
 			return q, nil
 		}
 	}
 	return nil, fmt.Errorf("TPM quote: PCRs changed under each of %d tries", quoteTries)
 }
 
-func readQuote(rsp *tpm2.QuoteResponse, data []byte, ak *rsa.PublicKey) (*evidence.TPMQuote, []byte, error) {
-	sig, err := rsp.Signature.Signature.RSASSA()
+func (c chip) signed(data []byte, slots []uint) (*evidence.TPMQuote, error) {
+	a, err := (&command{code: ccQuote, auth: true}).handles(akHandle).sized(data).u16(algRSASSA, algSHA256).pcrs(slots...).do(c)
 	if err != nil {
-		return nil, nil, fmt.Errorf("TPM quote: signature: %w", err)
+		return nil, err
 	}
-	message := rsp.Quoted.Bytes()
-	sum := sha256.Sum256(message)
-	if err := rsa.VerifyPKCS1v15(ak, crypto.SHA256, sum[:], sig.Sig.Buffer); err != nil {
-		return nil, nil, fmt.Errorf("TPM quote: not signed by the HCLAkPub of the HCL report: %w", err)
+	message := a.sized()
+	scheme := a.take(4)
+	signature := a.sized()
+	if err := a.end(); err != nil {
+		return nil, err
 	}
-	attest, err := rsp.Quoted.Contents()
+	if want := binary.BigEndian.AppendUint16([]byte{0, algRSASSA}, algSHA256); !bytes.Equal(scheme, want) {
+		return nil, fmt.Errorf("signed by algorithm %x, want %x", scheme, want)
+	}
+	return &evidence.TPMQuote{Signature: signature, Message: message}, nil
+}
+
+// asked says that a quote is signed by ak and carries data, and gives the digest of the PCRs that it is over.
+func asked(q *evidence.TPMQuote, data []byte, ak *rsa.PublicKey) (digest [32]byte, err error) {
+	sum := sha256.Sum256(q.Message)
+	if err := rsa.VerifyPKCS1v15(ak, crypto.SHA256, sum[:], q.Signature); err != nil {
+		return digest, fmt.Errorf("not signed by the HCLAkPub of the HCL report: %w", err)
+	}
+	attest, err := evidence.ParseTPMAttest(q.Message)
 	if err != nil {
-		return nil, nil, fmt.Errorf("TPM quote: %w", err)
+		return digest, err
 	}
-	info, err := attest.Attested.Quote()
-	if err != nil {
-		return nil, nil, fmt.Errorf("TPM quote: %w", err)
+	if !bytes.Equal(attest.ExtraData, data) {
+		return digest, errors.New("it carries other data than was asked for")
 	}
-	if !bytes.Equal(attest.ExtraData.Buffer, data) {
-		return nil, nil, errors.New("TPM quote: it carries other data than was asked for")
-	}
-	return &evidence.TPMQuote{Signature: sig.Sig.Buffer, Message: message}, info.PCRDigest.Buffer, nil
+	return attest.PCRDigest, nil
 }

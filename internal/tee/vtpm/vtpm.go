@@ -14,9 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/go-tpm/tpm2/transport"
-	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
-
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/tee"
 )
@@ -38,7 +35,7 @@ var (
 
 func driver(kind evidence.Kind) tee.Driver {
 	return tee.Driver{Name: string(kind), Open: func() (tee.Device, error) {
-		tpm, err := linuxtpm.Open(tpmFile)
+		tpm, err := openDevice(tpmFile)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%w: no TPM: %w", tee.ErrNotFound, err)
 		}
@@ -66,7 +63,7 @@ var _ tee.Measurer = (*Device)(nil)
 
 // New finds the paravisor behind a TPM; kind is AzSNPvTPM or AzTDXvTPM, url that of the metadata service, which is not asked
 // yet. The error is tee.ErrNotFound if the TPM is no paravisor's, or runs on the other TEE.
-func New(tpm transport.TPM, kind evidence.Kind, url string) (*Device, error) {
+func New(tpm Transport, kind evidence.Kind, url string) (*Device, error) {
 	d := &Device{kind: kind, imds: newIMDS(url), tpm: chip{tpm}}
 	b, err := d.tpm.report()
 	if errors.Is(err, errNoIndex) {
@@ -75,24 +72,22 @@ func New(tpm transport.TPM, kind evidence.Kind, url string) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := parseHCL(b)
+	r, err := evidence.ParseHCL(b)
 	if err != nil {
 		return nil, err
 	}
-	if r.kind != kind {
-		return nil, fmt.Errorf("%w: the paravisor's report is of kind %s", tee.ErrNotFound, r.kind)
+	if r.Kind != kind {
+		return nil, fmt.Errorf("%w: the paravisor's report is of kind %s", tee.ErrNotFound, r.Kind)
 	}
 	return d, nil
 }
 
 func (d *Device) Kind() evidence.Kind { return d.kind }
 
-// Evidence asks for a fresh report of the paravisor and for a quote of its TPM. Only 48 bytes of report data fit: the rest
-// must be zero. If ctx ends while the TPM works, Evidence returns and leaves that wait behind, for nothing can interrupt it.
+// Evidence asks for a fresh report of the paravisor and for a quote of its TPM. Both hold the first 48 bytes of the report
+// data, for no more fit: all of a hash of RCAR, and three quarters of a receipt's SHA-512. If ctx ends while the TPM works,
+// Evidence returns and leaves that wait behind, for nothing can interrupt it.
 func (d *Device) Evidence(ctx context.Context, reportData [64]byte) (evidence.Evidence, error) {
-	if [16]byte(reportData[userData:]) != [16]byte{} {
-		return evidence.Evidence{}, fmt.Errorf("%s evidence: report data of more than %d bytes", d.kind, userData)
-	}
 	ev, err := detach(ctx, func() (evidence.Evidence, error) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -109,7 +104,7 @@ func (d *Device) ask(ctx context.Context, data []byte) (evidence.Evidence, error
 	if err != nil {
 		return evidence.Evidence{}, err
 	}
-	quote, err := d.tpm.quote(data, r.ak)
+	quote, err := d.tpm.quote(data, r.AK)
 	if err != nil {
 		return evidence.Evidence{}, err
 	}
@@ -121,52 +116,52 @@ func (d *Device) ask(ctx context.Context, data []byte) (evidence.Evidence, error
 }
 
 // fresh writes data for the paravisor, and waits for the report that carries it.
-func (d *Device) fresh(ctx context.Context, data []byte) ([]byte, hclReport, error) {
+func (d *Device) fresh(ctx context.Context, data []byte) ([]byte, evidence.HCLReport, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, refreshLimit, fmt.Errorf("%w after %v", context.DeadlineExceeded, refreshLimit))
 	defer cancel()
 	if err := context.Cause(ctx); err != nil {
-		return nil, hclReport{}, err
+		return nil, evidence.HCLReport{}, err
 	}
 	if err := d.tpm.setUserData(data); err != nil {
-		return nil, hclReport{}, err
+		return nil, evidence.HCLReport{}, err
 	}
 	for {
 		raw, err := d.tpm.report()
 		if err != nil {
-			return nil, hclReport{}, err
+			return nil, evidence.HCLReport{}, err
 		}
-		r, err := parseHCL(raw)
+		r, err := evidence.ParseHCL(raw)
 		if err != nil {
-			return nil, hclReport{}, err
+			return nil, evidence.HCLReport{}, err
 		}
-		if r.kind != d.kind {
-			return nil, hclReport{}, fmt.Errorf("the paravisor's report is of kind %s now", r.kind)
+		if r.Kind != d.kind {
+			return nil, evidence.HCLReport{}, fmt.Errorf("the paravisor's report is of kind %s now", r.Kind)
 		}
-		if bytes.HasPrefix(r.userData, data) {
+		if bytes.HasPrefix(r.UserData, data) {
 			return raw, r, nil
 		}
 		select {
 		case <-time.After(refreshPoll):
 		case <-ctx.Done():
-			return nil, hclReport{}, fmt.Errorf("the paravisor gave no report over what was written to NV index 0x%08x: %w",
+			return nil, evidence.HCLReport{}, fmt.Errorf("the paravisor gave no report over what was written to NV index 0x%08x: %w",
 				nvUserData, context.Cause(ctx))
 		}
 	}
 }
 
 // vouch gets what ties the report to the maker of the hardware, and checks that the report is tied to the TPM.
-func (d *Device) vouch(ctx context.Context, r *hclReport) ([]byte, error) {
+func (d *Device) vouch(ctx context.Context, r *evidence.HCLReport) ([]byte, error) {
 	if d.kind == evidence.AzSNPvTPM {
-		snp, err := evidence.ParseSNP(r.hardware)
+		snp, err := evidence.ParseSNP(r.Hardware)
 		if err != nil {
 			return nil, err
 		}
-		if err := r.vouchedBy(snp.ReportData); err != nil {
+		if err := vouchedBy(r, snp.ReportData); err != nil {
 			return nil, err
 		}
 		return d.imds.vcek(ctx)
 	}
-	quote, err := d.imds.tdQuote(ctx, r.hardware)
+	quote, err := d.imds.tdQuote(ctx, r.Hardware)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +169,15 @@ func (d *Device) vouch(ctx context.Context, r *hclReport) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return quote, r.vouchedBy(td.Report.ReportData)
+	return quote, vouchedBy(r, td.Report.ReportData)
+}
+
+// vouchedBy is an error unless data, the report data of the hardware, is over the variable data.
+func vouchedBy(r *evidence.HCLReport, data [64]byte) error {
+	if sum := sha256.Sum256(r.VarData); !bytes.Equal(data[:sha256.Size], sum[:]) {
+		return errors.New("HCL report: the hardware's report is over other variable data")
+	}
+	return nil
 }
 
 // Measure extends PCR 8, which must still be zero, and PCR 14: brokers look at the one, and the other is for events of the
