@@ -102,7 +102,7 @@ func (h *host) start(rep *Report) (*process, error) {
 	defer consoleIn.Close()
 	p := &process{exited: make(chan struct{}), signs: make(chan End, 4)}
 	d := Devices{
-		Kernel: h.cfg.Kernel, Initrd: h.cfg.Initrd, Cmdline: h.cfg.commandLine(), UserNet: h.cfg.UserNet,
+		Kernel: h.cfg.Kernel, Initrd: h.cfg.Initrd, Cmdline: h.cfg.commandLine(), UserNet: h.cfg.UserNet, Azure: h.cfg.Azure,
 		// Not the file itself: a guest could fill the disk.
 		Console: fmt.Sprintf("/dev/fd/%d", consoleFD),
 	}

@@ -51,6 +51,7 @@ type Config struct {
 	TEE                     evidence.Kind // what it plays: evidence.SNP, which "" is as well, or evidence.TDX
 	PSPDir                  string        // where its chip is kept
 	UserNet                 bool          // see Devices
+	Azure                   *Azure        // see Devices
 	Timeout                 time.Duration // of the whole VM; 0 is an hour
 	ResultLimit             int64         // bytes; 0 is 4 GiB
 	// OnEvent is called for every event as it arrives, in order, one at a time. The guest waits meanwhile.

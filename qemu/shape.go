@@ -30,6 +30,24 @@ type Devices struct {
 	VhostFD                 int    // descriptor of /dev/vhost-vsock, inherited by QEMU; only where VhostSocket is ""
 	CID                     uint64 // with VhostFD
 	UserNet                 bool   // user-mode network, in which 10.0.2.2 is the host's loopback; without it there is no NIC
+	Azure                   *Azure // nil: no TPM, and nothing answers as a cloud's metadata service
+}
+
+// Azure is what surrounds a guest of a paravisor, for tests: a TPM, and the metadata service at 169.254.169.254. The
+// network of the guest is then 169.254.169.0/24, in which AzureHost is the host's loopback.
+type Azure struct {
+	TPM  string // socket of a control channel as swtpm has it, on which somebody listens
+	IMDS string // command that is started for each connection to the metadata service, which is its standard input and output
+}
+
+// AzureHost is the host's loopback to a guest that has an Azure around it.
+const AzureHost = "169.254.169.2"
+
+func (a *Azure) network() string {
+	if a == nil {
+		return ""
+	}
+	return ",net=169.254.169.0/24,host=" + AzureHost + ",guestfwd=tcp:169.254.169.254:80-cmd:" + quoteOption(a.IMDS)
 }
 
 // Args is QEMU's command line without the program. It is a pure function: what is measured and what can be reproduced
@@ -64,7 +82,11 @@ func (s Shape) Args(d Devices) []string {
 	}
 	if d.UserNet {
 		// No option ROM: nothing boots from the network, and it would cost firmware time.
-		args = append(args, "-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile=")
+		args = append(args, "-netdev", "user,id=net0"+d.Azure.network(), "-device", "virtio-net-pci,netdev=net0,romfile=")
+	}
+	if d.Azure != nil {
+		args = append(args, "-chardev", "socket,id=tpm,path="+quoteOption(d.Azure.TPM), "-tpmdev", "emulator,id=tpm0,chardev=tpm",
+			"-device", "tpm-crb,tpmdev=tpm0")
 	}
 	return args
 }

@@ -6,11 +6,9 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"errors"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -26,32 +24,15 @@ import (
 // startTPM runs a software TPM of its own for the test, started up.
 func startTPM(t *testing.T) transport.TPM {
 	t.Helper()
-	swtpm, err := exec.LookPath("swtpm")
-	if err != nil {
+	tpm, stop, err := paravisor.Software(t.Context(), t.TempDir())
+	if errors.Is(err, exec.ErrNotFound) {
 		t.Skip("no swtpm here (Debian package swtpm)")
 	}
-	dir := t.TempDir()
-	sock := filepath.Join(dir, "s")
-	cmd := exec.Command(swtpm, "socket", "--tpm2", "--tpmstate", "dir="+dir, "--server", "type=unixio,path="+sock,
-		"--flags", "not-need-init,startup-clear")
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		conn, err := net.Dial("unix", sock)
-		if err == nil {
-			t.Cleanup(func() { conn.Close() })
-			return transport.FromReadWriter(conn)
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("swtpm: %v\n%s", err, out.Bytes())
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	t.Cleanup(stop)
+	return tpm
 }
 
 func snpReport(data [64]byte) ([]byte, error) {
