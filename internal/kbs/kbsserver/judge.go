@@ -110,6 +110,23 @@ func (r Rule) misses(c *verify.Claims) *miss {
 		}
 		check(!asked || c.TDX != nil && slices.Contains(list, value), claim, actual, func() []string { return names(list) })
 	}
+	// MRTD is the firmware's, and on Azure the measurement is the paravisor's: whatever they start has it too, and can be
+	// bound to the same manifest. A simulated one is of the whole image.
+	image := func(named bool, claim string, actual []byte) {
+		check(c.Simulated || named, claim, hex.EncodeToString(actual), func() []string {
+			return []string{"values in the rule: measurements alone do not tell which image runs on " + string(c.Kind)}
+		})
+	}
+	switch c.Kind {
+	case evidence.TDX:
+		image(r.RTMR[1] != nil, "rtmr.1", td.RTMR[1][:])
+	case evidence.AzSNPvTPM, evidence.AzTDXvTPM:
+		pcr4 := [32]byte{}
+		if c.PCRs != nil {
+			pcr4 = c.PCRs[4]
+		}
+		image(r.PCR[4] != nil, "pcr.4", pcr4[:])
+	}
 	in(r.MRSeam != nil, r.MRSeam, "mr_seam", td.MRSeam)
 	for i, value := range td.RTMR {
 		list, asked := r.RTMR[i]

@@ -20,7 +20,8 @@ type Policy map[string]Rule
 
 // A Rule allows a guest whose launch measurement and whose register for initdata are both listed, and which meets all
 // else that the rule names. An empty list allows none; a member that is left out asks nothing, and an
-// optional one that is there lists something. Evidence that lacks what a rule asks about is refused.
+// optional one that is there lists something. Evidence that lacks what a rule asks about is refused. For TDX a rule must
+// name RTMR 1, and for the Azure kinds PCR 4: their measurement is that of what starts the image.
 type Rule struct {
 	Measurements []evidence.Measurement `json:"measurements"`
 	// InitData lists digests of initdata documents, which wrap manifests: what `ampoule manifest digest` prints.

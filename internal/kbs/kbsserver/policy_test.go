@@ -107,6 +107,10 @@ func TestRules(t *testing.T) {
 	azure.Kind, azure.Register = evidence.AzSNPvTPM, evidence.PCR8
 	azure.InitData = evidence.InRegister(evidence.PCR8, bytes.Repeat([]byte{0xcd}, 32))
 	azure.PCRs = &[24][32]byte{4: [32]byte(bytes.Repeat([]byte{4}, 32))}
+	onRealAzure := onAzure
+	realAzure := &onRealAzure
+	realAzure.Simulated = false
+	rtmr1 := `,"rtmr":{"1":["` + fill(0) + `"]}`
 	sample := &verify.Claims{Kind: evidence.Sample, Simulated: true}
 
 	for name, c := range map[string]struct {
@@ -115,25 +119,28 @@ func TestRules(t *testing.T) {
 		want   verdict
 	}{
 		"snp":                      {``, snp, verdict{allow: true}},
-		"tdx":                      {``, tdx, verdict{allow: true}},
+		"tdx":                      {rtmr1, tdx, verdict{allow: true}},
 		"azure":                    {``, azure, verdict{allow: true}},
 		"sample":                   {``, sample, verdict{claim: "tee", actual: "sample"}},
 		"another kind":             {`,"tee":["tdx","az-snp-vtpm"]`, snp, verdict{claim: "tee", expected: "tdx az-snp-vtpm", actual: "snp"}},
 		"the kind":                 {`,"tee":["snp"]`, snp, verdict{allow: true}},
 		"simulated, refused":       {`,"allow_simulated":false`, snp, verdict{claim: "simulated", expected: "false", actual: "true"}},
 		"simulated, allowed":       {`,"allow_simulated":true`, snp, verdict{allow: true}},
-		"real":                     {`,"allow_simulated":false`, tdx, verdict{allow: true}},
+		"real":                     {rtmr1 + `,"allow_simulated":false`, tdx, verdict{allow: true}},
+		"tdx, any image":           {``, tdx, verdict{claim: "rtmr.1", expected: "values in the rule: measurements alone do not tell which image runs on tdx", actual: fill(0)}},
+		"azure, real":              {`,"pcr":{"4":["` + half(4) + `"]}`, realAzure, verdict{allow: true}},
+		"azure, any image":         {`,"pcr":{"8":["` + half(4) + `"]}`, realAzure, verdict{claim: "pcr.4", expected: "values in the rule: measurements alone do not tell which image runs on az-snp-vtpm", actual: half(4)}},
 		"sample, listed":           {`,"tee":["sample"]`, sample, verdict{claim: "simulated", expected: "allow_simulated", actual: "true"}},
 		"sample, simulated":        {`,"allow_simulated":true`, sample, verdict{claim: "tee", actual: "sample"}},
 		"sample, both":             {`,"tee":["sample"],"allow_simulated":true`, sample, verdict{allow: true}},
 		"levels":                   {`,"min_tcb":{"bootloader":3,"snp":8,"microcode":115}`, snp, verdict{allow: true}},
 		"an old level":             {`,"min_tcb":{"bootloader":3,"snp":9}`, snp, verdict{claim: "tcb.snp", expected: ">=9", actual: "8"}},
 		"levels of another kind":   {`,"min_tcb":{"snp":9}`, tdx, verdict{claim: "tcb.bootloader", expected: ">=0", actual: "nothing: evidence of kind tdx has none"}},
-		"a module":                 {`,"mr_seam":["` + fill(1) + `"]`, tdx, verdict{allow: true}},
-		"another module":           {`,"mr_seam":["` + fill(2) + `"]`, tdx, verdict{claim: "mr_seam", expected: fill(2), actual: fill(1)}},
+		"a module":                 {rtmr1 + `,"mr_seam":["` + fill(1) + `"]`, tdx, verdict{allow: true}},
+		"another module":           {rtmr1 + `,"mr_seam":["` + fill(2) + `"]`, tdx, verdict{claim: "mr_seam", expected: fill(2), actual: fill(1)}},
 		"a module of another kind": {`,"mr_seam":["` + fill(0) + `"]`, snp, verdict{claim: "mr_seam", expected: fill(0), actual: "nothing: evidence of kind snp has none"}},
 		"registers":                {`,"rtmr":{"1":["` + fill(9) + `","` + fill(0) + `"]}`, tdx, verdict{allow: true}},
-		"another register":         {`,"rtmr":{"0":["` + fill(0) + `"],"2":["` + fill(9) + `"]}`, tdx, verdict{claim: "rtmr.2", expected: fill(9), actual: fill(0)}},
+		"another register":         {`,"rtmr":{"0":["` + fill(0) + `"],"1":["` + fill(0) + `"],"2":["` + fill(9) + `"]}`, tdx, verdict{claim: "rtmr.2", expected: fill(9), actual: fill(0)}},
 		"PCRs":                     {`,"pcr":{"4":["` + half(4) + `"]}`, azure, verdict{allow: true}},
 		"another PCR":              {`,"pcr":{"4":["` + half(5) + `"]}`, azure, verdict{claim: "pcr.4", expected: half(5), actual: half(4)}},
 		"PCRs of another kind":     {`,"pcr":{"7":["` + half(0) + `"]}`, snp, verdict{claim: "pcr.7", expected: half(0), actual: "nothing: evidence of kind snp has none"}},
