@@ -414,7 +414,9 @@ func TestTDXBoot(t *testing.T) {
 	other := newFlow(t)
 	other.bound = []byte("another manifest")
 	other.tamper = func(m *machine) {
-		m.openTEE = func([]tee.Driver) (tee.Device, error) { return quoteDevice{chipDevice{other.world.PSP, other.launch}}, nil }
+		m.openTEE = func([]tee.Driver) (tee.Device, error) {
+			return quoteDevice{chipDevice{other.world.PSP, other.launch}}, nil
+		}
 	}
 	other.boot()
 	other.ends("bind", result.NotBound, false)

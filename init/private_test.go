@@ -71,7 +71,9 @@ func TestErrorTextsArePrivate(t *testing.T) {
 		"file systems":     {func(m *machine, fail func() error) { m.mount = fail }, "mount", result.Internal, false, false},
 		"the command line": {func(m *machine, fail func() error) { m.commandLine = func() (string, error) { return "", fail() } }, "mount", result.Internal, false, false},
 		"the kernel":       {func(m *machine, fail func() error) { m.lockdown = fail }, "lockdown", result.Internal, false, false},
-		"no TEE":           {func(m *machine, fail func() error) { m.openTEE = func([]tee.Driver) (tee.Device, error) { return nil, fail() } }, "platform", result.NoTEE, false, false},
+		"no TEE": {func(m *machine, fail func() error) {
+			m.openTEE = func([]tee.Driver) (tee.Device, error) { return nil, fail() }
+		}, "platform", result.NoTEE, false, false},
 		"the network": {func(m *machine, fail func() error) {
 			m.network = func(context.Context, cmdline.Net) error { return fail() }
 		}, "network", result.Unreachable, false, false},

@@ -41,6 +41,7 @@ type Verdict struct {
 	Measurement evidence.Measurement `json:"measurement"`
 	Checks      []Check              `json:"checks"`
 	Statement   *result.Statement    `json:"statement"`
+	Unproven    []string             `json:"unproven,omitempty"` // what evidence of this kind does not prove, in sentences
 }
 
 // Receipt checks receipt.json: the signature of the evidence up to a root, that the evidence is about this very
@@ -60,7 +61,7 @@ func Receipt(b []byte, e Expect) (*Verdict, error) {
 	if err != nil {
 		return nil, fmt.Errorf("receipt: %w", err)
 	}
-	v := &Verdict{Simulated: claims.Simulated, Product: claims.Product, Measurement: claims.Measurement, Statement: st}
+	v := &Verdict{Simulated: claims.Simulated, Product: claims.Product, Measurement: claims.Measurement, Statement: st, Unproven: claims.Unproven}
 	v.add("evidence", nil, "signed by "+signedFor(&claims))
 	p := st.Predicate
 
@@ -192,6 +193,12 @@ func (v *Verdict) Text() string {
 	fmt.Fprintf(&b, "%-12s %-12s %s after %d ms\n", "workload", p.Reason, end, (w.Ended-w.Started)/1000)
 	for _, n := range p.Notes {
 		fmt.Fprintf(&b, "%-12s %-12s %s\n", "note", "", n)
+	}
+	if v.Simulated {
+		return b.String() // nothing at all is proven to anyone else, which the first line says
+	}
+	for _, u := range v.Unproven {
+		fmt.Fprintf(&b, "%-12s %-12s %s\n", "not proven", "", u)
 	}
 	return b.String()
 }

@@ -34,7 +34,10 @@ func TestCommands(t *testing.T) {
 		theirs func(*tape) error
 	}{
 		"NV_ReadPublic": {func(c chip) error { _, err := c.size(nvUserData); return err },
-			func(s *tape) error { _, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(nvUserData)}.Execute(s); return err }},
+			func(s *tape) error {
+				_, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(nvUserData)}.Execute(s)
+				return err
+			}},
 		"PCR_Read": {func(c chip) error { _, err := c.pcr(14); return err },
 			func(s *tape) error { _, err := tpm2.PCRRead{PCRSelectionIn: selection(14)}.Execute(s); return err }},
 		"PCR_Extend": {func(c chip) error { return c.extend(8, [32]byte{1}) },
