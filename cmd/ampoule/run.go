@@ -10,6 +10,7 @@ import (
 
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
 	"github.com/ampoule-vm/ampoule/internal/evidence"
+	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/psp"
 	"github.com/ampoule-vm/ampoule/internal/result"
@@ -20,12 +21,12 @@ import (
 const runHelp = `
 usage: ampoule run --image DIR --manifest FILE --out DIR [flags]
 
-Starts the image in a VM under QEMU, hands it the manifest (bound through HOST_DATA
-or MRCONFIGID), follows it, and keeps
-result.tar.age, receipt.json, events.ndjson and console.log in --out. The registry and the key broker that the
+Starts the image in a VM under QEMU, hands it the manifest (bound through HOST_DATA or MRCONFIGID), follows it, and
+keeps result.tar.age, receipt.json, events.ndjson and console.log in --out. The registry and the key broker that the
 manifest names are reached over QEMU's user network, where this machine's loopback is 10.0.2.2.
 With --dry-run nothing starts: the launch measurement and the manifest's initdata digest, which are what a key
 broker's policy names, are printed.
+With --broker-log the embedded broker's answer is explained when it refuses: what it expected, and what the guest has.
 Simulation images get a simulated secure processor; --out/test-root.pem is its root, for ampoule verify and kbs.
 
 Examples:
@@ -49,6 +50,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	timeout := fs.Duration("timeout", time.Hour, "hard limit for the VM")
 	kind := fs.String("tee", string(evidence.SNP), "TEE to simulate: snp or tdx")
 	dry := fs.Bool("dry-run", false, "print what a policy has to allow, and start nothing")
+	brokerFile := fs.String("broker-log", "", "what ampoule kbs --audit writes, to say why it refused")
 	asJSON := fs.Bool("json", false, "print the outcome as JSON")
 	if err := parse(fs, args, 0); err != nil {
 		return err
@@ -107,9 +109,21 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 		_, err := fmt.Fprintf(std.out, "measurement     %s\ninitdata-sha256 %s\n", facts.Measurement, facts.Initdata)
 		return err
 	}
+	broker, err := openBrokerLog(*brokerFile)
+	if err != nil {
+		return err
+	}
 	report, err := qemu.Run(ctx, cfg)
 	if err != nil {
 		return err
+	}
+	if o := report.Outcome; broker != nil && o != nil && o.Reason == result.Denied {
+		if facts.Denials, err = broker.denials(); err != nil {
+			std.say("%v", err)
+		}
+		for _, d := range facts.Denials {
+			std.say("%s", explain(d, facts))
+		}
 	}
 	if *asJSON {
 		facts.Outcome, facts.Result, facts.Receipt = report.Outcome, report.ResultPath, report.ReceiptPath
@@ -138,6 +152,7 @@ type runFacts struct {
 	Receipt     string               `json:"receipt,omitempty"`
 	Console     string               `json:"console,omitempty"`
 	Command     string               `json:"command,omitempty"`
+	Denials     []kbsserver.Decision `json:"denials,omitempty"` // by the embedded broker, with --broker-log
 }
 
 // haveFirmware refuses a missing image before anything that takes long.
