@@ -10,12 +10,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"filippo.io/age"
 
 	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver"
 	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver/rego"
 	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver/store"
+	"github.com/ampoule-vm/ampoule/internal/verify"
 )
 
 const kbsHelp = `
@@ -59,6 +61,7 @@ var kbsVerbs = []verb{
 // A broker is what the flags of ampoule kbs say.
 type broker struct {
 	dir, listen, root, adminKey, adminRole, identity, passphrase, audit string
+	certs, collateral, tcbStatus                                        string
 	cert, key                                                           string
 	http                                                                bool
 	conf                                                                kbsserver.Config
@@ -75,6 +78,9 @@ func kbsVerb(ctx context.Context, args []string, std stdio) error {
 	f.StringVar(&b.dir, "dir", "", "folder with keys/, sealed/, policies and tls/")
 	f.StringVar(&b.listen, "listen", "127.0.0.1:8080", "address to serve on")
 	f.StringVar(&b.root, "test-root", "", "PEM file with the root of a simulated processor")
+	f.StringVar(&b.certs, "certs", "", "folder with VCEK and VLEK certificates, for hosts that give their guests none")
+	f.StringVar(&b.collateral, "collateral", "", "folder with Intel's answers about platforms, as ampoule verify takes it; read again for each guest")
+	f.StringVar(&b.tcbStatus, "tcb-status", "", "statuses of TDX platforms taken besides UpToDate, as OutOfDate, with commas")
 	f.BoolVar(&b.conf.AllowSample, "allow-sample", false, "accept sample evidence, which proves nothing")
 	f.StringVar(&b.conf.Protocol, "protocol", "0.4.0", "the one version to speak: 0.4.0, 0.2.0, 0.1.1 or 0.1.0")
 	f.BoolVar(&b.conf.OldAzureNames, "old-azure-names", false, "names of Azure's TEEs as Trustee had them up to v0.15")
@@ -97,6 +103,8 @@ func kbsVerb(ctx context.Context, args []string, std stdio) error {
 		return usagef("--tls-cert and --tls-key go together")
 	case b.http && b.cert != "":
 		return usagef("--http and --tls-cert exclude each other")
+	case b.tcbStatus != "" && b.collateral == "":
+		return usagef("--tcb-status goes with --collateral")
 	case b.identity != "" && b.passphrase != "":
 		return usagef("--identity and --passphrase exclude each other")
 	}
@@ -106,6 +114,9 @@ func kbsVerb(ctx context.Context, args []string, std stdio) error {
 func (b *broker) serve(ctx context.Context, std stdio) (err error) {
 	b.conf.Dir, b.conf.Log = b.dir, slog.New(slog.NewTextHandler(std.err, nil))
 	if b.conf.Roots, b.conf.Intel, err = testRoots(std, b.root); err != nil {
+		return err
+	}
+	if err := b.judges(); err != nil {
 		return err
 	}
 	s, err := b.open()
@@ -152,6 +163,26 @@ func (b *broker) serve(ctx context.Context, std stdio) (err error) {
 	}
 	std.say("kbs: serving %s on %s://%s", b.dir, scheme, l.Addr())
 	return server.Serve(ctx, l)
+}
+
+// judges fills in what evidence is judged with besides roots. Collateral that cannot be read now is an error now.
+func (b *broker) judges() (err error) {
+	if b.certs != "" {
+		if b.conf.VCEKs, err = verify.LoadCerts(b.certs); err != nil {
+			return fmt.Errorf("--certs: %w", err)
+		}
+	}
+	if b.collateral == "" {
+		return nil
+	}
+	b.conf.Collateral = func() (*verify.Collateral, error) { return verify.LoadCollateral(b.collateral) }
+	if b.tcbStatus != "" {
+		b.conf.TCBStatus = strings.Split(b.tcbStatus, ",")
+	}
+	if _, err = b.conf.Collateral(); err != nil {
+		return fmt.Errorf("--collateral: %w", err)
+	}
+	return nil
 }
 
 // open gives the store, with the identity that seals it.

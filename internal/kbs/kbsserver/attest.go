@@ -91,8 +91,15 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) *refusal {
 
 // verify judges the evidence of an attestation, initdata document included if one was sent.
 func (s *Server) verify(a *attestation) (verify.Claims, error) {
-	o := verify.Options{Roots: s.Roots, Intel: s.Intel, AllowSample: s.AllowSample, ReportData: &a.reportData, Now: s.Now()}
+	o := verify.Options{Roots: s.Roots, Intel: s.Intel, AllowSample: s.AllowSample, ReportData: &a.reportData, Now: s.Now(),
+		VCEKs: s.VCEKs, TCBStatus: s.TCBStatus}
 	kind := a.evidence.Kind
+	if s.Collateral != nil && (kind == evidence.TDX || kind == evidence.AzTDXvTPM) {
+		var err error
+		if o.Collateral, err = s.Collateral(); err != nil {
+			return verify.Claims{}, err
+		}
+	}
 	// Sample evidence has no register. Trustee compares nothing there, and nothing is lost: the document proves as little
 	// as the rest of it.
 	if a.initData != nil && kind != evidence.Sample {

@@ -38,6 +38,12 @@ type Config struct {
 	// Roots replace AMD's: with a test root only simulated guests are accepted.
 	Roots []verify.Root
 	Intel []*x509.Certificate // replace the Intel SGX Root CA: with a test root only simulated TDX guests are accepted
+	// VCEKs hold certificates for hosts that give their guests none; nothing is fetched.
+	VCEKs *verify.CertStore
+	// Collateral is asked for what Intel says of platforms at each TDX attestation, since it changes every month; its error
+	// refuses the guest. nil: patch levels are not judged, nor revocations seen.
+	Collateral func() (*verify.Collateral, error)
+	TCBStatus  []string // statuses of Intel's that are taken besides UpToDate
 	// AllowSample accepts evidence of CoCo's sample attester, which anybody can make up.
 	AllowSample bool
 	// Protocol is the one version of RCAR that is spoken: 0.4.0 (also ""), 0.2.0, 0.1.1 or 0.1.0 (§1.2).
