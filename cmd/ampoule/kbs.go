@@ -124,15 +124,19 @@ func (b *broker) serve(ctx context.Context, std stdio) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	policy := &regoPolicy{store: s}
-	if err := policy.load(); errors.Is(err, fs.ErrNotExist) {
+	ask, load := resourcePolicy(s)
+	if err := load(); errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(filepath.Join(b.dir, "policy.json")); errors.Is(err, fs.ErrNotExist) {
 			std.say("kbs: there is neither %s nor a policy in Rego: every resource is denied", filepath.Join(b.dir, "policy.json"))
 		}
 	} else if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Join(b.dir, "policies/resource.rego"), err)
 	}
-	b.conf.Resources, b.conf.ResourcePolicy = s, policy.ask
+	appraise, load := attestationPolicy(s)
+	if err := load(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: %w", filepath.Join(b.dir, "policies/attestation", store.DefaultPolicy+".rego"), err)
+	}
+	b.conf.Resources, b.conf.ResourcePolicy, b.conf.Appraise = s, ask, appraise
 	if b.conf.Admin, err = b.admin(std, s); err != nil {
 		return err
 	}
@@ -205,7 +209,8 @@ func (b *broker) open() (*store.Store, error) {
 func (b *broker) admin(std stdio, s *store.Store) (*store.Admin, error) {
 	o := store.AdminOptions{
 		Roles: []string{b.adminRole}, Log: b.conf.Log,
-		CheckPolicy: func(src []byte) error { _, err := rego.Compile(src); return err },
+		CheckPolicy:      func(src []byte) error { _, err := rego.Compile(src); return err },
+		CheckAttestation: func(src []byte) error { _, err := rego.CompileAttestation(src); return err },
 	}
 	if b.adminKey != "" {
 		text, err := std.readFile(b.adminKey, 64<<10)

@@ -213,7 +213,7 @@ usage: ampoule kbs policy --key FILE [flags] FILE
 
 Uploads a policy in Rego; - is standard input. It is the resource policy: package policy, with a rule allow over
 data["resource-path"] and the claims of the guest's token, which are input. --attestation ID uploads a policy of the
-attestation service instead; ampoule kbs keeps such a one and does not evaluate it, as it judges evidence by itself.
+attestation service instead, which says what a guest is worth (ear.status); ampoule kbs asks default_cpu alone.
 
 Examples:
   ampoule kbs policy --ca broker/tls/cert.pem --key admin resource.rego
@@ -256,8 +256,7 @@ usage: ampoule kbs reference --key FILE [flags] FILE
        ampoule kbs reference --key FILE [flags] --get NAME
 
 Uploads reference values: FILE is a JSON object of names and values; - is standard input. --get prints one, null if
-there is none. They are for policies of Trustee's attestation service; ampoule kbs keeps them, and no policy of its own
-asks for them.
+there is none. Attestation policies ask for them (query_reference_value), as that of Trustee does.
 
 Example:
   ampoule kbs reference --url https://kbs.example --key admin values.json`

@@ -179,6 +179,23 @@ func TestBrokerEndToEnd(t *testing.T) {
 	}
 	denied() // one that cannot be read denies
 
+	// What a guest is worth, by an attestation policy and reference values.
+	verb("package policy\ndefault executables := 33\nexecutables := 3 if input.sample.launch_digest in query_reference_value(\"launch_digest\")\n", "policy", "--attestation", "default_cpu", "-")
+	verb("package policy\nallow if input.submods.cpu0[\"ear.status\"] == \"affirming\"\n", "policy", "-")
+	denied() // no reference value yet
+	verb(`{"launch_digest": ["another"]}`, "reference", "-")
+	denied()
+	verb(`{"launch_digest": ["abcde"]}`, "reference", "-")
+	if got, err := fetch(); err != nil || got != secret {
+		t.Fatalf("%q, %v", got, err)
+	}
+	if err := os.WriteFile(in("broker/policies/attestation/default_cpu.rego"), []byte("package policy\nexecutables := \"3\""), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fetch(); err == nil || !strings.Contains(err.Error(), "AttestationError") {
+		t.Fatalf("a policy that gives no number: %v", err)
+	}
+
 	b, err := os.ReadFile(in("audit"))
 	if err != nil {
 		t.Fatal(err)
@@ -193,7 +210,7 @@ func TestBrokerEndToEnd(t *testing.T) {
 			got = append(got, d.Decision+" "+d.Actual)
 		}
 	}
-	want := []string{"deny ", "deny line 2: not input.", "allow ", "deny ", "deny "}
+	want := []string{"deny ", "deny line 2: not input.", "allow ", "deny ", "deny ", "deny line 2: input.", "deny line 2: input.", "allow "}
 	if len(got) != len(want) {
 		t.Fatalf("audit: %q", got)
 	}

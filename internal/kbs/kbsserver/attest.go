@@ -78,7 +78,8 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) *refusal {
 		return refused(err)
 	}
 	n.key = a.key
-	if err := s.sign(n, a, now); err != nil {
+	if err := s.sign(r.Context(), n, a, now); err != nil {
+		s.auditRefusal(n, err)
 		return refused(err)
 	}
 	s.sessions.add(n, now)

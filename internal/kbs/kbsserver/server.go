@@ -56,6 +56,10 @@ type Config struct {
 	// ResourcePolicy is asked for each resource, besides policy.json if there is one. nil: policy.json alone, and without
 	// it everything is denied.
 	ResourcePolicy ResourcePolicy
+	// Appraise gives the trustworthiness vector of a guest whose evidence holds, by its annotated claims (§1.6), which it must
+	// not change. An error refuses the guest, but for one that wraps fs.ErrNotExist: there is no such policy now. nil, or no
+	// policy: evidence is judged, and what was loaded is not, so that the status is never better than a warning.
+	Appraise func(ctx context.Context, claims map[string]any) (vector map[string]int, err error)
 	// Admin answers the requests of administrators (§1.9): POST and DELETE of resource/…, and all of resource-policy,
 	// attestation-policy and reference-value. nil: they are refused.
 	Admin http.Handler

@@ -163,7 +163,7 @@ func TestTokens(t *testing.T) {
 	a := &attestation{key: jwk}
 	n := &session{id: newSessionID(), expires: now.Add(time.Minute), key: jwk}
 	foreign := *n
-	if err := errors.Join(s.sign(n, a, now), newServer(t).sign(&foreign, a, now)); err != nil {
+	if err := errors.Join(s.sign(t.Context(), n, a, now), newServer(t).sign(t.Context(), &foreign, a, now)); err != nil {
 		t.Fatal(err)
 	}
 	s.sessions.add(n, now)

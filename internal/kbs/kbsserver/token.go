@@ -1,9 +1,11 @@
 package kbsserver
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"strings"
 	"time"
@@ -18,13 +20,48 @@ const (
 	executablesUnverified = 33
 )
 
-// tokenClaims are those of an EAT attestation result (§1.6). What was loaded is not appraised here but at each resource,
-// so that the status is never better than a warning: a policy that asks for "affirming" denies.
-func tokenClaims(n *session, annotated map[string]any, issued time.Time) map[string]any {
-	status, hardware := "warning", hardwareGenuine
-	if n.claims.Simulated {
-		status, hardware = "contraindicated", hardwareUnrecognized
+// appraised gives the vector, and the policy that it is of. Without a policy what was loaded is not appraised here but at
+// each resource: a policy that asks for "affirming" denies then.
+func (s *Server) appraised(ctx context.Context, n *session, claims map[string]any) (vector map[string]int, policy string, err error) {
+	err = fs.ErrNotExist
+	if s.Appraise != nil {
+		vector, err = s.Appraise(ctx, claims)
 	}
+	switch {
+	case err == nil:
+		return vector, "default_cpu", nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, "", err
+	case n.claims.Simulated:
+		return map[string]int{"hardware": hardwareUnrecognized, "executables": executablesUnverified}, "none", nil
+	}
+	return map[string]int{"hardware": hardwareGenuine, "executables": executablesUnverified}, "none", nil
+}
+
+// status is that of the worst claim of a vector; one of nothing says nothing.
+func status(vector map[string]int) string {
+	names := []string{"none", "affirming", "warning", "contraindicated"}
+	worst := 0
+	for _, v := range vector {
+		if v < 0 {
+			v = -1 - v
+		}
+		tier := 3
+		switch {
+		case v < 2:
+			tier = 0
+		case v < 32:
+			tier = 1
+		case v < 96:
+			tier = 2
+		}
+		worst = max(worst, tier)
+	}
+	return names[worst]
+}
+
+// tokenClaims are those of an EAT attestation result (§1.6).
+func tokenClaims(n *session, annotated map[string]any, vector map[string]int, policy string, issued time.Time) map[string]any {
 	return map[string]any{
 		"eat_profile":     "tag:github.com,2026:ampoule-vm/ampoule",
 		"iss":             "ampoule-kbs",
@@ -33,26 +70,28 @@ func tokenClaims(n *session, annotated map[string]any, issued time.Time) map[str
 		"jti":             n.id,
 		"ear.verifier-id": map[string]any{"developer": "ampoule-vm", "build": "ampoule-kbs"},
 		"submods": map[string]any{"cpu0": map[string]any{
-			"ear.status":                      status,
-			"ear.trustworthiness-vector":      map[string]any{"hardware": hardware, "executables": executablesUnverified},
-			"ear.appraisal-policy-id":         "none",
+			"ear.status":                      status(vector),
+			"ear.trustworthiness-vector":      vector,
+			"ear.appraisal-policy-id":         policy,
 			"ear.veraison.annotated-evidence": annotated,
 		}},
 	}
 }
 
 // sign gives a session its claims and its token: a JWT, ES256, good as long as the session is.
-func (s *Server) sign(n *session, a *attestation, now time.Time) error {
-	all := annotated(n, a)
-	// Policies see what a reader of the JSON would: numbers as float64, and so on.
-	full, err := json.Marshal(tokenClaims(n, all, now))
-	if err == nil {
-		err = json.Unmarshal(full, &n.tokenClaims)
-	}
+func (s *Server) sign(ctx context.Context, n *session, a *attestation, now time.Time) error {
+	all, err := plainJSON(annotated(n, a))
 	if err != nil {
 		return fmt.Errorf("token: %w", err)
 	}
-	payload, err := json.Marshal(tokenClaims(n, slim(all), now))
+	vector, policy, err := s.appraised(ctx, n, all)
+	if err != nil {
+		return err
+	}
+	if n.tokenClaims, err = plainJSON(tokenClaims(n, all, vector, policy, now)); err != nil {
+		return fmt.Errorf("token: %w", err)
+	}
+	payload, err := json.Marshal(tokenClaims(n, slim(all), vector, policy, now))
 	if err != nil {
 		return fmt.Errorf("token: %w", err)
 	}
@@ -67,6 +106,15 @@ func (s *Server) sign(n *session, a *attestation, now time.Time) error {
 	}
 	n.token, err = jws.CompactSerialize()
 	return err
+}
+
+// plainJSON makes claims what a reader of their JSON would see, as policies do: numbers as float64, and so on.
+func plainJSON(claims map[string]any) (out map[string]any, err error) {
+	b, err := json.Marshal(claims)
+	if err == nil {
+		err = json.Unmarshal(b, &out)
+	}
+	return out, err
 }
 
 // authorized finds the attested session of a request: by cookie first, then by token (§1.6).

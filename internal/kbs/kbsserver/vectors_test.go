@@ -95,7 +95,7 @@ func TestALargeInitDataIsNotInTheToken(t *testing.T) {
 	for size, in := range map[int]bool{100: true, 100 << 10: false} {
 		n := &session{id: newSessionID(), expires: s.Now().Add(sessionLifetime), kind: evidence.SNP, key: jwk}
 		a := &attestation{key: jwk, initData: &initDocument{data: map[string]string{"ampoule.json": strings.Repeat("x", size), "cdh.toml": "a = 1"}}}
-		if err := s.sign(n, a, s.Now()); err != nil {
+		if err := s.sign(t.Context(), n, a, s.Now()); err != nil {
 			t.Fatal(err)
 		}
 		if len(n.token) > 32<<10 {

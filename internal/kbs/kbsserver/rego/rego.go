@@ -1,6 +1,6 @@
-// Package rego asks a resource policy in Rego, as Trustee's key broker does, whether a guest may have a resource.
+// Package rego asks policies in Rego, as Trustee does: may a guest have a resource, and how good is its evidence.
 //
-// A policy is a module `package policy` with a rule `allow`. The claims of the guest's token are `input`; what it asks
+// A resource policy is a module `package policy` with a rule `allow`. The claims of the guest's token are `input`; what it asks
 // for is `data.plugin`, `data["resource-path"]` (the segments, a list) and `data.query`. No policy reaches the network,
 // the clock or a source of chance: what it decides follows from these and from nothing else.
 package rego
@@ -36,18 +36,9 @@ type Policy struct {
 // Compile reads a policy, as Rego v1 or, where it is not that, as v0: policies for Trustee up to v0.10 are often the
 // latter. A rule that could never be evaluated here, such as one that calls http.send, is an error now and not later.
 func Compile(src []byte) (*Policy, error) {
-	if len(src) > MaxSource || !utf8.Valid(src) {
-		return nil, fmt.Errorf("policy: want UTF-8 of at most %d bytes", MaxSource)
-	}
-	m, caps, err := parse(string(src), ast.RegoV1)
+	m, caps, err := module(src)
 	if err != nil {
-		var old error
-		if m, caps, old = parse(string(src), ast.RegoV0); old != nil {
-			return nil, fmt.Errorf("policy: %w", oneLine(err))
-		}
-	}
-	if got := m.Package.Path.String(); got != "data.policy" {
-		return nil, fmt.Errorf("policy: package is %s, want policy", strings.TrimPrefix(got, "data."))
+		return nil, err
 	}
 	if err := hasAllow(m); err != nil {
 		return nil, err
@@ -57,6 +48,24 @@ func Compile(src []byte) (*Policy, error) {
 		return nil, fmt.Errorf("policy: %w", oneLine(c.Errors))
 	}
 	return &Policy{compiler: c, timeout: Timeout}, nil
+}
+
+// module reads a module `package policy`, and says what it may call.
+func module(src []byte) (*ast.Module, *ast.Capabilities, error) {
+	if len(src) > MaxSource || !utf8.Valid(src) {
+		return nil, nil, fmt.Errorf("policy: want UTF-8 of at most %d bytes", MaxSource)
+	}
+	m, caps, err := parse(string(src), ast.RegoV1)
+	if err != nil {
+		var old error
+		if m, caps, old = parse(string(src), ast.RegoV0); old != nil {
+			return nil, nil, fmt.Errorf("policy: %w", oneLine(err))
+		}
+	}
+	if got := m.Package.Path.String(); got != "data.policy" {
+		return nil, nil, fmt.Errorf("policy: package is %s, want policy", strings.TrimPrefix(got, "data."))
+	}
+	return m, caps, nil
 }
 
 func parse(src string, v ast.RegoVersion) (*ast.Module, *ast.Capabilities, error) {

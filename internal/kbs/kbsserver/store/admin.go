@@ -23,9 +23,11 @@ type AdminOptions struct {
 	Roles []string          // that a token may have; nil: admin
 	// CheckPolicy refuses a resource policy that could not be used; nil takes any.
 	CheckPolicy func(src []byte) error
-	Changed     func()           // called after every change, before the answer; nil: nothing
-	Now         func() time.Time // nil: the clock
-	Log         *slog.Logger     // nil: slog.Default
+	// CheckAttestation does the same for an attestation policy.
+	CheckAttestation func(src []byte) error
+	Changed          func()           // called after every change, before the answer; nil: nothing
+	Now              func() time.Time // nil: the clock
+	Log              *slog.Logger     // nil: slog.Default
 }
 
 // An Admin is the http.Handler of the administrator's part of a broker (§1.1), below /kbs/v0/.
@@ -162,13 +164,18 @@ func (a *Admin) setResourcePolicy(w http.ResponseWriter, r *http.Request) *probl
 // setAttestationPolicy keeps the policy. The type is not looked at, as in Trustee.
 func (a *Admin) setAttestationPolicy(w http.ResponseWriter, r *http.Request) *problem {
 	id, src, err := policyBody(w, r, []string{"policy_id"})
+	if err == nil && a.CheckAttestation != nil {
+		err = a.CheckAttestation(src)
+	}
 	if err == nil {
 		err = a.store.SetPolicy("attestation/"+id, src)
 	}
 	if err != nil {
 		return &problem{"AttestationError", "Attestation error", err}
 	}
-	a.Log.Warn("attestation policy kept but not evaluated: this broker judges evidence by itself", "policy_id", id)
+	if id != DefaultPolicy {
+		a.Log.Warn("attestation policy kept but not asked: this broker asks one alone", "policy_id", id, "asked", DefaultPolicy)
+	}
 	return a.done(w, "")
 }
 

@@ -14,6 +14,9 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 )
 
+// DefaultPolicy is the ID of the attestation policy that a broker asks, as in Trustee.
+const DefaultPolicy = "default_cpu"
+
 // Policy gives a policy by name: "resource", or "attestation/ID". The error wraps fs.ErrNotExist if there is none.
 func (s *Store) Policy(name string) ([]byte, error) {
 	file, err := policyFile(name)
