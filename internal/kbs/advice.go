@@ -189,7 +189,7 @@ var evidenceReasons = []reason{
 		cause: "the certificates do not fit the report: its TCB differs from theirs, or they do not end in AMD's root, as in a simulation",
 		next:  "let the host refresh its certificate table after firmware updates; for simulated evidence give ampoule kbs the root of the simulation"},
 	{when: func(f *facts) bool { return f.report != nil && f.plain() },
-		cause: "brokers up to Trustee v0.13 want the report in another form, not known to all builds",
+		cause: "brokers up to Trustee v0.13 take the report in a form of their releases; the one that was sent is that of v0.12 and v0.13",
 		next:  "run Trustee v0.14 or later"},
 	{kinds: tdx,
 		cause: "the quote does not verify: collateral is out of date or the broker cannot get it, or the quote is simulated",

@@ -91,7 +91,7 @@ func TestRefusedEvidenceIsExplained(t *testing.T) {
 		"SNP under an SVSM":          {facts{kind: evidence.SNP, gen: now, report: report(3, 2, 0), chain: true}, []string{"another VMPL than 0", "do not fit"}},
 		"SNP by VLEK":                {facts{kind: evidence.SNP, gen: now, report: report(3, 0, 1<<2)}, []string{"signed by a VLEK"}},
 		"SNP by VLEK with its chain": {facts{kind: evidence.SNP, gen: now, report: report(3, 0, 1<<2), chain: true}, []string{"do not fit"}},
-		"SNP for an old broker":      {facts{kind: evidence.SNP, gen: old, report: report(2, 0, 0), chain: true, oldForm: true}, []string{"do not fit", "want the report in another form"}},
+		"SNP for an old broker":      {facts{kind: evidence.SNP, gen: old, report: report(2, 0, 0), chain: true, oldForm: true}, []string{"do not fit", "take the report in a form of their releases"}},
 		"TDX":                        {facts{kind: evidence.TDX, gen: now, initdata: true, eventLog: true}, []string{"collateral", "replay", "MRCONFIGID"}},
 		"TDX without a log":          {facts{kind: evidence.TDX, gen: now}, []string{"collateral"}},
 		"Azure":                      {facts{kind: evidence.AzSNPvTPM, gen: now, oldForm: true, initdata: true}, []string{"the form is not the reason", "vTPM's quote", "PCR 8"}},
