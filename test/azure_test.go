@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http/httptest"
@@ -28,13 +29,24 @@ import (
 func TestAzure(t *testing.T) {
 	for _, kind := range []evidence.Kind{evidence.AzSNPvTPM, evidence.AzTDXvTPM} {
 		t.Run(string(kind), func(t *testing.T) {
-			r := newTrial(t, nil, "ran")
+			r := newTrial(t, nil, "ran", "look")
 			r.manifest = bytes.ReplaceAll(r.manifest, []byte("10.0.2.2"), []byte(qemu.AzureHost))
 			r.onAzure(kind)
 			r.unbound = true
 			r.run()
 			r.ends("", result.OK, 0)
-			r.read(filepath.Join(r.open(), "results/ran"))
+			results := r.open()
+			r.read(filepath.Join(results, "results/ran"))
+			// A workload that reaches the TPM can speak for the machine.
+			var seen map[string]string
+			if err := json.Unmarshal([]byte(r.read(filepath.Join(results, "results/look.json"))), &seen); err != nil {
+				t.Fatal(err)
+			}
+			for _, door := range []string{"/dev/tpmrm0", "/dev/tpm0", "metadata service"} {
+				if got, ok := seen[door]; !ok || got == "open" {
+					t.Errorf("%s: %q, want an error", door, got)
+				}
+			}
 			if said := r.brokerSaid(); !strings.Contains(said, "tee="+string(kind)) || !strings.Contains(said, "initdata_sent=true") {
 				t.Errorf("the broker saw\n%s", said)
 			}
