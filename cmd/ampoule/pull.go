@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/ampoule-vm/ampoule/image"
+)
+
+const pullHelp = `
+usage: ampoule pull [--keys DIR] [--encrypted] [--http] [--json] REFERENCE DIR
+
+Fetches, verifies, decrypts and unpacks an image as PID 1 does, by the same code, to see what a guest would see.
+REFERENCE is docker://HOST/REPO@sha256:…; a tag will do here, and the reference by digest is printed. DIR must not exist:
+it appears when the digest, the HMAC and the diff-ID of every layer hold, and not before. Keys are DIR/REPO/TYPE/TAG, 32
+raw bytes each, where ampoule encrypt has put them. Owners of files are kept only with --owners, which needs root.
+
+Examples:
+  ampoule pull docker://registry.example/algo@sha256:4f…9a ./root
+  ampoule pull --encrypted --keys broker/keys docker://registry.example/algo:v1 ./root`
+
+// pullFacts is what pull prints as JSON.
+type pullFacts struct {
+	Reference string   `json:"reference"` // by digest
+	Manifest  string   `json:"manifest"`
+	Config    string   `json:"config"`
+	Layers    []string `json:"layers"` // digests of the blobs as fetched, lowest first
+	Keys      []string `json:"keys"`   // paths at the broker
+	Bytes     int64    `json:"bytes"`  // fetched
+	Micros    int64    `json:"us"`
+}
+
+func pullVerb(ctx context.Context, args []string, std stdio) error {
+	fs := flags("pull", pullHelp, std)
+	dir := fs.String("keys", "", "folder of keys")
+	encrypted := fs.Bool("encrypted", false, `refuse what is not encrypted, as "encrypted": true in a manifest does`)
+	http := fs.Bool("http", false, "registries may be spoken to over plain http")
+	owners := fs.Bool("owners", false, "keep the owners of files")
+	platform := fs.String("platform", "linux/amd64", "which image of an index")
+	asJSON := fs.Bool("json", false, "print what was pulled as JSON")
+	if err := parse(fs, args, 2); err != nil {
+		return err
+	}
+	start := time.Now()
+	img, err := image.Resolve(ctx, fs.Arg(0), image.Options{PlainHTTP: *http, Platform: *platform})
+	if err != nil {
+		return err
+	}
+	if *encrypted {
+		if err := img.RequireEncrypted(); err != nil {
+			return err
+		}
+	}
+	keys, err := keysOf(std, img, *dir)
+	if err != nil {
+		return err
+	}
+	defer keys.Zero()
+	std.say("pull: %d layers, %d bytes", len(img.Layers), img.Size())
+	var fetched atomic.Int64
+	err = img.Unpack(ctx, fs.Arg(1), keys, image.Limits{Chown: *owners}, func(n int64) { fetched.Add(n) })
+	if err != nil {
+		return err
+	}
+	took := time.Since(start)
+	if *asJSON {
+		facts := pullFacts{img.PinnedURI(), img.ManifestDigest, img.ConfigDigest, []string{}, append([]string{}, img.KeyIDs()...), fetched.Load(), took.Microseconds()}
+		for _, l := range img.Layers {
+			facts.Layers = append(facts.Layers, l.Digest)
+		}
+		return std.json(facts)
+	}
+	std.say("pull: %d bytes in %d ms", fetched.Load(), took.Milliseconds())
+	_, err = fmt.Fprintln(std.out, img.PinnedURI())
+	return err
+}
+
+// keysOf reads the keys that an image asks for.
+func keysOf(std stdio, img *image.Image, dir string) (image.Keys, error) {
+	keys := image.Keys{}
+	for _, path := range img.KeyIDs() {
+		if dir == "" {
+			return nil, fmt.Errorf("%s is encrypted, with key %s: give the folder of keys with --keys", img.URI, path)
+		}
+		b, err := std.readFile(filepath.Join(dir, filepath.FromSlash(path)), 1<<10)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			err = fmt.Errorf("%s is encrypted with key %s, which is not in %s", img.URI, path, dir)
+		case err == nil && len(b) != 32:
+			err = fmt.Errorf("key %s: holds %d bytes and a key is 32 raw bytes", path, len(b))
+		}
+		if err != nil {
+			keys.Zero()
+			return nil, err
+		}
+		keys[path] = b
+	}
+	return keys, nil
+}
