@@ -127,6 +127,44 @@ func (w wrapper) wrap(plain []byte) ([]byte, error) {
 	return json.Marshal(p)
 }
 
+// WrapKey makes the annotation packet of a layer, for a key provider (wire/SPEC.md §4.2, §4.3): data are the private options of
+// the layer, opaque here, kek is 32 bytes, and kid the key's id, kbs:///repo/type/tag.
+func WrapKey(data, kek []byte, kid string, o EncryptOptions) ([]byte, error) {
+	host, path, err := splitKID(kid)
+	if err != nil {
+		return nil, err
+	}
+	if path == samplePath {
+		return nil, fmt.Errorf("%w (%s): anybody could read the layer; name a key of your own", ErrSampleKey, kid)
+	}
+	if len(kek) != keySize {
+		return nil, fmt.Errorf("%w: %s has %d bytes, want %d%s", ErrKey, path, len(kek), keySize, textHint(kek))
+	}
+	return wrapper{kek: kek, kid: "kbs://" + host + "/" + path, v2: o.PacketV2}.wrap(data)
+}
+
+// UnwrapKey opens a packet of at most 64 KiB with the key that key gives for its path, repo/type/tag, and gives the private
+// options of the layer. Nothing is said of them: under A256CTR, which has no tag, another key gives other bytes.
+func UnwrapKey(packet []byte, key func(path string) ([]byte, error)) ([]byte, error) {
+	if len(packet) > maxAnnotation {
+		return nil, fmt.Errorf("%w: key packet of %d bytes, at most %d", ErrTooBig, len(packet), maxAnnotation)
+	}
+	p, err := parsePacket(packet)
+	if err != nil {
+		return nil, err
+	}
+	kek, err := key(p.path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrKey, p.path, err)
+	}
+	defer clear(kek)
+	data, err := p.open(kek)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrKey, p.path, err)
+	}
+	return data, nil
+}
+
 // sealLayer learns digest and HMAC of a layer's ciphertext and writes its descriptor.
 func sealLayer(ctx context.Context, l v1.Layer, plain v1.Descriptor, w wrapper) (*sealedLayer, error) {
 	t, known := layerTypes[string(plain.MediaType)]

@@ -260,28 +260,11 @@ func (s *sealing) unwrap(keys Keys) (*layerKey, error) {
 }
 
 func (p packet) unwrap(kek, publicNonce []byte) (*layerKey, error) {
-	if len(kek) != keySize {
-		return nil, fmt.Errorf("the key has %d bytes, want %d%s", len(kek), keySize, textHint(kek))
-	}
-	block, err := aes.NewCipher(kek)
+	opts, err := p.open(kek)
+	defer func() { clear(opts) }()
 	if err != nil {
 		return nil, err
 	}
-	var opts []byte
-	defer func() { clear(opts) }()
-	if p.wrapType == wrapGCM {
-		gcm, err := cipher.NewGCM(block)
-		if err != nil {
-			return nil, err
-		}
-		if opts, err = gcm.Open(nil, p.iv, p.wrapped, nil); err != nil {
-			return nil, errors.New("the key does not open the packet: it is another key, or the packet was altered")
-		}
-	} else {
-		opts = make([]byte, len(p.wrapped))
-		cipher.NewCTR(block, p.iv).XORKeyStream(opts, p.wrapped)
-	}
-
 	var priv privateOptions
 	defer func() { clear(priv.Symkey) }()
 	if err := one(opts, &priv); err != nil {
@@ -301,6 +284,31 @@ func (p packet) unwrap(kek, publicNonce []byte) (*layerKey, error) {
 		return nil, fmt.Errorf("the plaintext digest %.80q is not sha256 and 64 hex digits", priv.Digest)
 	}
 	return &layerKey{[keySize]byte(priv.Symkey), [aes.BlockSize]byte(nonce), priv.Digest}, nil
+}
+
+// open gives what is wrapped. Under A256CTR, which has no tag, another key gives other bytes.
+func (p packet) open(kek []byte) ([]byte, error) {
+	if len(kek) != keySize {
+		return nil, fmt.Errorf("the key has %d bytes, want %d%s", len(kek), keySize, textHint(kek))
+	}
+	block, err := aes.NewCipher(kek)
+	if err != nil {
+		return nil, err
+	}
+	if p.wrapType == wrapCTR {
+		opts := make([]byte, len(p.wrapped))
+		cipher.NewCTR(block, p.iv).XORKeyStream(opts, p.wrapped)
+		return opts, nil
+	}
+	gcm, err := cipher.NewGCM(block)
+	if err != nil {
+		return nil, err
+	}
+	opts, err := gcm.Open(nil, p.iv, p.wrapped, nil)
+	if err != nil {
+		return nil, errors.New("the key does not open the packet: it is another key, or the packet was altered")
+	}
+	return opts, nil
 }
 
 // textHint says what is commonly wrong with a key of the wrong size: its text was stored.

@@ -45,6 +45,7 @@ var verbs = []verb{
 	{"verify", "check a receipt and print what it proves", verifyVerb},
 	{"open", "decrypt a sealed result", openVerb},
 	{"encrypt", "encrypt the layers of an OCI image", encryptVerb},
+	{"keyprovider", "wrap layer keys for skopeo and buildah", keyproviderVerb},
 	{"pull", "unpack an image on this machine as a guest would", pullVerb},
 	{"kbs", "serve keys to attested VMs (development broker)", kbsVerb},
 	{"manifest", "check, digest, wrap or pin a manifest", manifestVerb},
