@@ -122,7 +122,7 @@ func parseParameter(text string) (p parameter, err error) {
 		for kv := range strings.SplitSeq(text, "::") {
 			k, v, ok := strings.Cut(kv, "=")
 			if _, twice := given[k]; !ok || twice {
-				return p, fmt.Errorf("parameter %.200q: want keyid=kbs:///repo/type/tag and such, each once, joined by ::", text)
+				return p, fmt.Errorf("parameter %.200q: want keyid=kbs:///repo/type/tag and such, each once, with :: between them", text)
 			}
 			given[k] = v
 		}
