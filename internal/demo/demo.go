@@ -23,7 +23,6 @@ import (
 	"filippo.io/age"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 
 	"github.com/ampoule-vm/ampoule/image"
@@ -214,7 +213,7 @@ func Image(files map[string]string, c v1.Config) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img, err := mutate.AppendLayers(empty.Image, l)
+	img, err := mutate.AppendLayers(nothing, l)
 	if err != nil {
 		return nil, err
 	}

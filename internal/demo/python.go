@@ -89,7 +89,7 @@ func (p python) image(ctx context.Context) (v1.Image, string, error) {
 }
 
 // layoutVersion enters the cache key: it changes when the code below writes other bytes from the same packages.
-const layoutVersion = "2"
+const layoutVersion = "3"
 
 func (p python) build(ctx context.Context, layers [][]string, interpreter string) (v1.Image, error) {
 	var all []v1.Layer
@@ -111,7 +111,7 @@ func (p python) build(ctx context.Context, layers [][]string, interpreter string
 		}
 		all = append(all, l)
 	}
-	img, err := mutate.AppendLayers(empty.Image, all...)
+	img, err := mutate.AppendLayers(nothing, all...)
 	if err != nil {
 		return nil, err
 	}
@@ -120,6 +120,10 @@ func (p python) build(ctx context.Context, layers [][]string, interpreter string
 		Env:        []string{"PATH=/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE=1", "LC_ALL=C.UTF-8"},
 	})
 }
+
+// nothing is an image to begin with. It is OCI's, as our layers are: Docker's, which the library begins with, have no zstd
+// layers, and skopeo refuses the mixture.
+var nothing = mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 
 // configure sets an image's run configuration, and its platform, which an image made from nothing lacks.
 func configure(img v1.Image, c v1.Config) (v1.Image, error) {
