@@ -47,7 +47,7 @@ var controls = map[uint32]struct {
 
 // Emulate plays the TPM of one QEMU (-tpmdev emulator) that connects to l, until QEMU closes the connection or l is closed.
 // Commands go through tpm; it has been started already, as a paravisor does before the guest begins.
-func Emulate(l *net.UnixListener, tpm transport.TPM) error {
+func Emulate(l *net.UnixListener, tpm transport.TPM) (err error) {
 	conn, err := l.AcceptUnix()
 	if errors.Is(err, net.ErrClosed) {
 		return nil
@@ -57,10 +57,14 @@ func Emulate(l *net.UnixListener, tpm transport.TPM) error {
 	}
 	defer conn.Close()
 	var data sync.WaitGroup
-	defer data.Wait()
+	var broken error // of the one channel that QEMU opens
+	defer func() {
+		data.Wait()
+		err = errors.Join(err, broken)
+	}()
 	for {
 		fd, err := control(conn)
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) { // QEMU is gone
 			return nil
 		}
 		if err != nil {
@@ -69,7 +73,7 @@ func Emulate(l *net.UnixListener, tpm transport.TPM) error {
 		if fd != nil {
 			data.Go(func() {
 				defer fd.Close()
-				pump(fd, tpm)
+				broken = pump(fd, tpm)
 			})
 		}
 	}
@@ -80,8 +84,11 @@ func control(conn *net.UnixConn) (fd *os.File, err error) {
 	var head [4]byte
 	rights := make([]byte, syscall.CmsgSpace(4))
 	n, nRights, _, _, err := conn.ReadMsgUnix(head[:], rights)
-	if err != nil || n == 0 {
-		return nil, errors.Join(err, io.EOF)
+	if err != nil {
+		return nil, err
+	}
+	if n == 0 {
+		return nil, io.EOF
 	}
 	if _, err := io.ReadFull(conn, head[n:]); err != nil {
 		return nil, err
@@ -116,29 +123,29 @@ func received(rights []byte) (*os.File, error) {
 }
 
 // pump carries commands until either side is gone. The guest's firmware starts the TPM, which a paravisor has done.
-func pump(guest io.ReadWriter, tpm transport.TPM) {
+func pump(guest io.ReadWriter, tpm transport.TPM) error {
 	for {
 		command := make([]byte, 10)
 		if _, err := io.ReadFull(guest, command); err != nil {
-			return
+			return nil // the guest is gone
 		}
 		size := binary.BigEndian.Uint32(command[2:])
 		if size < 10 || size > maxCommand {
-			return
+			return fmt.Errorf("TPM command of %d bytes", size)
 		}
 		command = append(command, make([]byte, size-10)...)
 		if _, err := io.ReadFull(guest, command[10:]); err != nil {
-			return
+			return nil
 		}
 		answer := []byte{0x80, 0x01, 0, 0, 0, 10, 0, 0, 0, 0}
 		if binary.BigEndian.Uint32(command[6:]) != uint32(tpm2.TPMCCStartup) {
 			var err error
 			if answer, err = tpm.Send(command); err != nil {
-				return
+				return fmt.Errorf("TPM: %w", err)
 			}
 		}
 		if _, err := guest.Write(answer); err != nil {
-			return
+			return nil
 		}
 	}
 }

@@ -52,10 +52,20 @@ func TestCommands(t *testing.T) {
 					InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgRSASSA, Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSchemeHash{HashAlg: tpm2.TPMAlgSHA256})}}.Execute(s)
 				return err
 			}},
-		"NV_Write": {func(c chip) error {
-			_, err := (&command{code: ccNVWrite, auth: true}).handles(rhOwner, nvUserData).sized([]byte("data")).u16(0).do(c)
+		"NV_DefineSpace": {chip.define, func(s *tape) error {
+			_, err := tpm2.NVDefineSpace{AuthHandle: owner, PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{NVIndex: tpm2.TPMHandle(nvUserData), NameAlg: tpm2.TPMAlgSHA256,
+				DataSize: userData, Attributes: tpm2.TPMANV{OwnerRead: true, OwnerWrite: true, NT: tpm2.TPMNTOrdinary}})}.Execute(s)
 			return err
-		}, func(s *tape) error {
+		}},
+		"NV_UndefineSpace": {chip.undefine, func(s *tape) error {
+			_, err := tpm2.NVUndefineSpace{AuthHandle: owner, NVIndex: index}.Execute(s)
+			return err
+		}},
+		"NV_Read": {func(c chip) error { _, err := c.read(512, 1024); return err }, func(s *tape) error {
+			_, err := tpm2.NVRead{AuthHandle: owner, NVIndex: tpm2.NamedHandle{Handle: tpm2.TPMHandle(nvReport)}, Size: 512, Offset: 1024}.Execute(s)
+			return err
+		}},
+		"NV_Write": {func(c chip) error { return c.write([]byte("data")) }, func(s *tape) error {
 			_, err := tpm2.NVWrite{AuthHandle: owner, NVIndex: index, Data: tpm2.TPM2BMaxNVBuffer{Buffer: []byte("data")}}.Execute(s)
 			return err
 		}},

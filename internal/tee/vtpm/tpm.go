@@ -70,14 +70,9 @@ func (c chip) report() ([]byte, error) {
 	}
 	b := make([]byte, 0, size)
 	for len(b) < size {
-		n := min(nvChunk, size-len(b))
-		a, err := (&command{code: ccNVRead, auth: true}).handles(rhOwner, nvReport).u16(uint16(n), uint16(len(b))).do(c)
+		got, err := c.read(min(nvChunk, size-len(b)), len(b))
 		if err != nil {
-			return nil, fmt.Errorf("read NV index 0x%08x: %w", nvReport, err)
-		}
-		got := a.sized()
-		if a.end() != nil || len(got) != n {
-			return nil, fmt.Errorf("read NV index 0x%08x: %d bytes, asked for %d", nvReport, len(got), n)
+			return nil, err
 		}
 		b = append(b, got...)
 	}
@@ -88,23 +83,53 @@ func (c chip) report() ([]byte, error) {
 func (c chip) setUserData(data []byte) error {
 	size, err := c.size(nvUserData)
 	if err == nil && size != userData {
-		if _, err := (&command{code: ccNVUndefineSpace, auth: true}).handles(rhOwner, nvUserData).do(c); err != nil {
-			return fmt.Errorf("delete NV index 0x%08x of %d bytes: %w", nvUserData, size, err)
+		if err := c.undefine(); err != nil {
+			return err
 		}
 	} else if err != nil && !errors.Is(err, errNoIndex) {
 		return err
 	}
 	if size != userData {
-		public := (&command{}).u32(nvUserData).u16(algSHA256).u32(ownerWriteRead).sized(nil).u16(userData).param
-		define := (&command{code: ccNVDefineSpace, auth: true}).handles(rhOwner).sized(nil).sized(public)
-		if _, err := define.do(c); err != nil {
-			return fmt.Errorf("create NV index 0x%08x: %w", nvUserData, err)
+		if err := c.define(); err != nil {
+			return err
 		}
 	}
+	return c.write(data)
+}
+
+func (c chip) define() error {
+	public := (&command{}).u32(nvUserData).u16(algSHA256).u32(ownerWriteRead).sized(nil).u16(userData).param
+	if _, err := (&command{code: ccNVDefineSpace, auth: true}).handles(rhOwner).sized(nil).sized(public).do(c); err != nil {
+		return fmt.Errorf("create NV index 0x%08x: %w", nvUserData, err)
+	}
+	return nil
+}
+
+func (c chip) undefine() error {
+	if _, err := (&command{code: ccNVUndefineSpace, auth: true}).handles(rhOwner, nvUserData).do(c); err != nil {
+		return fmt.Errorf("delete NV index 0x%08x: %w", nvUserData, err)
+	}
+	return nil
+}
+
+func (c chip) write(data []byte) error {
 	if _, err := (&command{code: ccNVWrite, auth: true}).handles(rhOwner, nvUserData).sized(data).u16(0).do(c); err != nil {
 		return fmt.Errorf("write NV index 0x%08x: %w", nvUserData, err)
 	}
 	return nil
+}
+
+// read gives n bytes of the report, from an offset on.
+func (c chip) read(n, from int) ([]byte, error) {
+	a, err := (&command{code: ccNVRead, auth: true}).handles(rhOwner, nvReport).u16(uint16(n), uint16(from)).do(c)
+	if err != nil {
+		return nil, fmt.Errorf("read NV index 0x%08x: %w", nvReport, err)
+	}
+	got := a.sized()
+	if a.end() != nil || len(got) != n {
+		return nil, fmt.Errorf("read NV index 0x%08x: %d bytes, asked for %d", nvReport, len(got), n)
+	}
+	return got, nil
 }
 
 // pcr reads one PCR of the SHA-256 bank.
