@@ -17,11 +17,13 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/ampoule-vm/ampoule/internal/tree/treetest"
 )
 
 func TestEncryptKeepsConfigAndTurnsDockerIntoOCI(t *testing.T) {
 	s := newShelf(t)
-	uri := s.image(t, "plain", plain{tarOf(t, file("a", "1")), dockerLayer + ".gzip"}, plain{tarOf(t, file("b", "2")), ociLayer + "+zstd"})
+	uri := s.image(t, "plain", plain{treetest.Tar(t, treetest.File("a", "1")), dockerLayer + ".gzip"}, plain{treetest.Tar(t, treetest.File("b", "2")), ociLayer + "+zstd"})
 	src := mustLoad(t, uri)
 	kek := NewKey()
 	img, err := Encrypt(t.Context(), src, kek, "kbs:///default/key/k", EncryptOptions{})
@@ -121,7 +123,7 @@ func TestEncryptedImageSurvivesLayoutAndRealRegistry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := len(list(t, got)); n != 3 {
+	if n := len(treetest.List(t, got)); n != 3 {
 		t.Errorf("%d entries, want 3", n)
 	}
 }
@@ -158,7 +160,7 @@ func TestDockerArchiveCanBeEncrypted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(list(t, want), list(t, got)); diff != "" {
+	if diff := cmp.Diff(treetest.List(t, want), treetest.List(t, got)); diff != "" {
 		t.Errorf("tree (-plain +encrypted):\n%s", diff)
 	}
 }
@@ -277,7 +279,7 @@ func TestKeyPath(t *testing.T) {
 func TestSeveralRecipients(t *testing.T) {
 	s := newShelf(t)
 	a, b := NewKey(), NewKey()
-	uri := s.sealed(t, s.image(t, "plain", plain{tar: tarOf(t, file("x", "1"))}), a, func(m *v1.Manifest, _ [][]byte) {
+	uri := s.sealed(t, s.image(t, "plain", plain{tar: treetest.Tar(t, treetest.File("x", "1"))}), a, func(m *v1.Manifest, _ [][]byte) {
 		an := m.Layers[0].Annotations
 		enc, err := parseSealing(an)
 		if err != nil {

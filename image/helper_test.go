@@ -1,14 +1,12 @@
 package image
 
 import (
-	"archive/tar"
 	"bytes"
 	"cmp"
 	"compress/gzip"
 	"encoding/json"
 	"fmt"
 	"io"
-	"io/fs"
 	"log"
 	"net/http"
 	"net/http/httptest"
@@ -103,6 +101,8 @@ func (s *shelf) tag(t testing.TB, name string, m any) string {
 }
 
 // plain is one layer to be: a tar, how it is stored.
+const f644 = "-rw-r--r-- " // how treetest.List shows an ordinary file
+
 type plain struct {
 	tar       []byte
 	mediaType string
@@ -209,76 +209,6 @@ func (s *shelf) sealed(t testing.TB, uri string, kek []byte, tamper func(m *v1.M
 		t.Fatal(err)
 	}
 	return s.store(t, "sealed", img, tamper)
-}
-
-type entry struct {
-	name string
-	typ  byte // default: '0', or '5' if the name ends in a slash
-	body string
-	link string
-	mode int64
-	uid  int
-}
-
-func tarOf(t testing.TB, entries ...entry) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, e := range entries {
-		h := &tar.Header{Name: e.name, Typeflag: e.typ, Linkname: e.link, Mode: cmp.Or(e.mode, 0o644), Uid: e.uid, Gid: e.uid}
-		if h.Typeflag == 0 {
-			h.Typeflag = tar.TypeReg
-			if strings.HasSuffix(e.name, "/") {
-				h.Typeflag, h.Mode = tar.TypeDir, cmp.Or(e.mode, 0o755)
-			}
-		}
-		if h.Typeflag == tar.TypeReg {
-			h.Size = int64(len(e.body))
-		}
-		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
-		}
-		if h.Size > 0 {
-			io.WriteString(w, e.body)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-// list shows a tree as name → "mode content".
-func list(t testing.TB, dir string) map[string]string {
-	t.Helper()
-	got := map[string]string{}
-	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
-		if err != nil || p == dir {
-			return err
-		}
-		fi, err := d.Info()
-		if err != nil {
-			return err
-		}
-		name, _ := filepath.Rel(dir, p)
-		switch {
-		case d.IsDir():
-			got[name] = fi.Mode().String()
-		case d.Type() == fs.ModeSymlink:
-			to, err := os.Readlink(p)
-			got[name] = "-> " + to
-			return err
-		default:
-			b, err := os.ReadFile(p)
-			got[name] = fi.Mode().String() + " " + string(b)
-			return err
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return got
 }
 
 // unpack resolves and unpacks to a fresh directory. On error it checks that nothing is left.

@@ -20,11 +20,13 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+
+	"github.com/ampoule-vm/ampoule/internal/tree"
 )
 
 // Sentinels under [*Error]: what was wrong, for callers that branch on it.
 var (
-	ErrFormat    = errors.New("malformed image")
+	ErrFormat    = tree.ErrFormat
 	ErrDigest    = errors.New("wrong digest")
 	ErrTruncated = errors.New("blob cut short")
 	ErrMAC       = errors.New("wrong HMAC")
@@ -34,8 +36,8 @@ var (
 	ErrPlain     = errors.New("layer is not encrypted")
 	ErrPlatform  = errors.New("wrong platform")
 	ErrPlainHTTP = errors.New("plain http is not allowed")
-	ErrUnsafe    = errors.New("unsafe archive entry")
-	ErrTooBig    = errors.New("over the limit")
+	ErrUnsafe    = tree.ErrUnsafe
+	ErrTooBig    = tree.ErrTooBig
 )
 
 // Error is a failure that belongs to one image and, if Layer is not negative, to one
@@ -199,29 +201,8 @@ func (i *Image) KeyHosts() []string {
 	return slices.Compact(hosts)
 }
 
-// Limits bound what one image may unpack to. Zero fields take the defaults.
-type Limits struct {
-	Bytes   int64 // uncompressed bytes of all layers; default 64 GiB
-	Entries int   // archive entries of all layers; default 1 Mi
-	Name    int   // bytes of a path; default 4096
-	Depth   int   // components of a path; default 128
-	Chown   bool  // keep the archive's owners; needs root. Otherwise all is the caller's
-}
-
-func (l Limits) withDefaults() Limits {
-	set := func(v *int, d int) {
-		if *v <= 0 {
-			*v = d
-		}
-	}
-	if l.Bytes <= 0 {
-		l.Bytes = 64 << 30
-	}
-	set(&l.Entries, 1<<20)
-	set(&l.Name, 4096)
-	set(&l.Depth, 128)
-	return l
-}
+// Limits bound what one image may unpack to.
+type Limits = tree.Limits
 
 // compression of a layer's plaintext.
 type compression int

@@ -20,6 +20,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	godigest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ampoule-vm/ampoule/internal/tree/treetest"
 )
 
 // ocicrypt speaks to key providers through a command, and reads which one when its
@@ -259,7 +261,7 @@ func TestUnpackOpensWhatOcicryptMakes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w, g := fmt.Sprint(list(t, want)), fmt.Sprint(list(t, got)); w != g {
+	if w, g := fmt.Sprint(treetest.List(t, want)), fmt.Sprint(treetest.List(t, got)); w != g {
 		t.Errorf("tree differs from the plain one:\n%.300s\n%.300s", w, g)
 	}
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"github.com/ampoule-vm/ampoule/internal/tree"
 )
 
 // maxWindow bounds what a zstd frame may make the decoder hold, bytes. It is what
@@ -34,7 +36,7 @@ type layerReader struct {
 }
 
 // open starts decryption and decompression, each in a goroutine that close ends.
-func (l *Layer) open(ctx context.Context, blob *os.File, k *layerKey, b *budget) (*layerReader, error) {
+func (l *Layer) open(ctx context.Context, blob *os.File, k *layerKey, t *tree.Tree) (*layerReader, error) {
 	lr := &layerReader{layer: l, key: k, sum: sha256.New()}
 	var src io.Reader = &drainReader{ctx: ctx, file: blob}
 	if k != nil {
@@ -49,7 +51,7 @@ func (l *Layer) open(ctx context.Context, blob *os.File, k *layerKey, b *budget)
 	var plain io.Reader
 	switch l.comp {
 	case raw:
-		lr.in, lr.diff = &budgetReader{lr.blob, b}, lr.sum
+		lr.in, lr.diff = t.Charge(lr.blob), lr.sum
 		return lr, nil
 	case gzipped:
 		z, err := gzip.NewReader(lr.blob)
@@ -68,7 +70,7 @@ func (l *Layer) open(ctx context.Context, blob *os.File, k *layerKey, b *budget)
 	}
 	lr.diff = sha256.New()
 	lr.tar = newPump(plain, lr.diff)
-	lr.in = &budgetReader{lr.tar, b}
+	lr.in = t.Charge(lr.tar)
 	return lr, nil
 }
 
@@ -206,27 +208,6 @@ func (d *drainReader) Read(b []byte) (int, error) {
 	}
 	if n > 0 {
 		err = nil
-	}
-	return n, err
-}
-
-// budget is what one image may still unpack.
-type budget struct {
-	bytes   int64 // of uncompressed archive
-	content int64 // of files; sparse ones are larger than their archive
-	entries int
-}
-
-// budgetReader charges what it reads to a budget.
-type budgetReader struct {
-	r io.Reader
-	b *budget
-}
-
-func (r *budgetReader) Read(p []byte) (int, error) {
-	n, err := r.r.Read(p)
-	if r.b.bytes -= int64(n); r.b.bytes < 0 {
-		return 0, fmt.Errorf("%w: the image unpacks to more bytes than the limit allows", ErrTooBig)
 	}
 	return n, err
 }

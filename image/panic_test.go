@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/ampoule-vm/ampoule/internal/tree/treetest"
 )
 
 // panics gives up what f panicked with.
@@ -31,7 +33,7 @@ func TestPanicsReachTheCaller(t *testing.T) {
 	})
 	t.Run("while fetching", func(t *testing.T) {
 		s := newShelf(t)
-		i, err := Resolve(t.Context(), s.image(t, "p", plain{tar: tarOf(t, file("f", "1"))}), plainHTTP)
+		i, err := Resolve(t.Context(), s.image(t, "p", plain{tar: treetest.Tar(t, treetest.File("f", "1"))}), plainHTTP)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,7 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
+
+	"github.com/ampoule-vm/ampoule/internal/tree"
 )
 
 // fetchAhead is how many layers may be on the wire or spooled at once, the one being
@@ -57,11 +58,11 @@ func (i *Image) Unpack(ctx context.Context, dir string, keys Keys, lim Limits, p
 			}
 		}
 	}()
-	t, err := openTree(staging, lim)
+	t, err := tree.Open(staging, lim)
 	if err != nil {
 		return fail(-1, err)
 	}
-	defer t.close()
+	defer t.Close()
 
 	ctx, cancel := context.WithCancel(ctx)
 	f := i.fetchAll(ctx, parent, opened, progress)
@@ -79,7 +80,7 @@ func (i *Image) Unpack(ctx context.Context, dir string, keys Keys, lim Limits, p
 		}
 	}
 	i.PlainHTTP = i.PlainHTTP || i.reg.guard.usedPlain.Load()
-	if err := t.seal(); err != nil {
+	if err := t.Seal(); err != nil {
 		return fail(-1, err)
 	}
 	if err := os.Rename(staging, dir); err != nil {
@@ -89,13 +90,13 @@ func (i *Image) Unpack(ctx context.Context, dir string, keys Keys, lim Limits, p
 }
 
 // unpack applies one verified blob to the tree and checks what only its end can show.
-func (l *Layer) unpack(ctx context.Context, t *tree, blob *os.File, k *layerKey) error {
-	r, err := l.open(ctx, blob, k, &t.budget)
+func (l *Layer) unpack(ctx context.Context, t *tree.Tree, blob *os.File, k *layerKey) error {
+	r, err := l.open(ctx, blob, k, t)
 	if err != nil {
 		return err
 	}
 	defer r.close()
-	if err := t.apply(r); err != nil {
+	if err := t.Tar(r); err != nil {
 		// Bytes that are not what the image says explain any complaint of the parsers
 		// above them, and are the graver news.
 		if errors.Is(err, ErrFormat) {
@@ -107,6 +108,3 @@ func (l *Layer) unpack(ctx context.Context, t *tree, blob *os.File, k *layerKey)
 	}
 	return r.verify()
 }
-
-// epoch stands in for times that a file system may refuse.
-var epoch = time.Unix(0, 0)

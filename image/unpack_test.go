@@ -18,12 +18,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/ampoule-vm/ampoule/internal/tree"
+	"github.com/ampoule-vm/ampoule/internal/tree/treetest"
 )
 
 func twoLayers(t testing.TB) []plain {
 	return []plain{
-		{tar: tarOf(t, entry{name: "app/"}, file("app/a", strings.Repeat("one ", 30_000)))},
-		{tar: tarOf(t, file("app/b", "two"), file("app/.wh.gone", "")), mediaType: ociLayer},
+		{tar: treetest.Tar(t, treetest.Entry{Name: "app/"}, treetest.File("app/a", strings.Repeat("one ", 30_000)))},
+		{tar: treetest.Tar(t, treetest.File("app/b", "two"), treetest.File("app/.wh.gone", "")), mediaType: ociLayer},
 	}
 }
 
@@ -120,7 +123,7 @@ func TestBadImagesAreRefusedAndLeaveNothing(t *testing.T) {
 		}, keys, ErrSampleKey, 1},
 		"a plain layer of wrong diff-ID": {func(t *testing.T, s *shelf) string {
 			uri := s.image(t, "plain", twoLayers(t)...)
-			other := s.image(t, "other", plain{tar: tarOf(t, file("evil", "x"))}, twoLayers(t)[1])
+			other := s.image(t, "other", plain{tar: treetest.Tar(t, treetest.File("evil", "x"))}, twoLayers(t)[1])
 			var a, b v1.Manifest
 			json.Unmarshal(s.docs[uri[strings.Index(uri, "@")+1:]], &a)
 			json.Unmarshal(s.docs[other[strings.Index(other, "@")+1:]], &b)
@@ -134,7 +137,7 @@ func TestBadImagesAreRefusedAndLeaveNothing(t *testing.T) {
 			})
 		}, nil, ErrFormat, 0},
 		"an escape in an honest layer": {func(t *testing.T, s *shelf) string {
-			return s.sealed(t, s.image(t, "plain", plain{tar: tarOf(t, file("../x", "1"))}), kek, nil)
+			return s.sealed(t, s.image(t, "plain", plain{tar: treetest.Tar(t, treetest.File("../x", "1"))}), kek, nil)
 		}, keys, ErrUnsafe, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -194,14 +197,14 @@ func TestEveryCompressionUnpacksPlainAndEncrypted(t *testing.T) {
 		dockerLayer, dockerLayer + ".gzip", dockerLayer + ".zstd", dockerForeign + ".gzip",
 	} {
 		s := newShelf(t)
-		uri := s.image(t, "plain", plain{tarOf(t, file("a", "1")), mt})
+		uri := s.image(t, "plain", plain{treetest.Tar(t, treetest.File("a", "1")), mt})
 		for _, u := range []string{uri, s.sealed(t, uri, kek, nil)} {
 			dir, err := unpack(t, u, Keys{"default/key/k": kek}, Limits{})
 			if err != nil {
 				t.Errorf("%s: %v", mt, err)
 				continue
 			}
-			if diff := cmp.Diff(want, list(t, dir)); diff != "" {
+			if diff := cmp.Diff(want, treetest.List(t, dir)); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", mt, diff)
 			}
 		}
@@ -213,7 +216,7 @@ func TestManyLayersStackInOrder(t *testing.T) {
 	var layers []plain
 	want := map[string]string{"last": f644 + "39"}
 	for n := range 40 {
-		layers = append(layers, plain{tar: tarOf(t, file(fmt.Sprint("f", n), fmt.Sprint(n)), file("last", fmt.Sprint(n)))})
+		layers = append(layers, plain{tar: treetest.Tar(t, treetest.File(fmt.Sprint("f", n), fmt.Sprint(n)), treetest.File("last", fmt.Sprint(n)))})
 		want[fmt.Sprint("f", n)] = f644 + fmt.Sprint(n)
 	}
 	kek := NewKey()
@@ -226,7 +229,7 @@ func TestManyLayersStackInOrder(t *testing.T) {
 	if err := i.Unpack(t.Context(), dir, Keys{"default/key/k": kek}, Limits{}, func(n int64) { got.Add(n) }); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, list(t, dir)); diff != "" {
+	if diff := cmp.Diff(want, treetest.List(t, dir)); diff != "" {
 		t.Errorf("tree (-want +got):\n%s", diff)
 	}
 	if got.Load() != i.Size() {
@@ -245,7 +248,7 @@ func TestBrokenTransfersAreTakenUpWhereTheyBroke(t *testing.T) {
 	for name, ranges := range map[string]bool{"with ranges": true, "without ranges": false} {
 		t.Run(name, func(t *testing.T) {
 			s := newShelf(t)
-			uri := s.image(t, "p", plain{tarOf(t, file("a", body)), ociLayer})
+			uri := s.image(t, "p", plain{treetest.Tar(t, treetest.File("a", body)), ociLayer})
 			var sent atomic.Int64
 			s.reply = func(w http.ResponseWriter, r *http.Request, b []byte) bool {
 				if len(b) < chunkSize {
@@ -270,7 +273,7 @@ func TestBrokenTransfersAreTakenUpWhereTheyBroke(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := list(t, dir)["a"]; got != f644+body {
+			if got := treetest.List(t, dir)["a"]; got != f644+body {
 				t.Errorf("the file has %d bytes, want %d", len(got), len(body))
 			}
 			if sent.Load() < 3 {
@@ -282,7 +285,7 @@ func TestBrokenTransfersAreTakenUpWhereTheyBroke(t *testing.T) {
 
 func TestTransferThatNeverProgressesEnds(t *testing.T) {
 	s := newShelf(t)
-	uri := s.image(t, "p", plain{tarOf(t, file("a", "1")), ociLayer})
+	uri := s.image(t, "p", plain{treetest.Tar(t, treetest.File("a", "1")), ociLayer})
 	s.reply = func(w http.ResponseWriter, r *http.Request, b []byte) bool {
 		if len(b) != 2048 {
 			return false
@@ -322,12 +325,12 @@ func TestCancelEndsAHangingTransfer(t *testing.T) {
 
 func TestGzipBombIsStoppedByTheLimit(t *testing.T) {
 	s := newShelf(t)
-	uri := s.image(t, "p", plain{tar: tarOf(t, file("a", strings.Repeat("\x00", 32<<20)))})
+	uri := s.image(t, "p", plain{tar: treetest.Tar(t, treetest.File("a", strings.Repeat("\x00", 32<<20)))})
 	if _, err := unpack(t, uri, nil, Limits{Bytes: 1 << 20}); !errors.Is(err, ErrTooBig) {
 		t.Errorf("error %v, want ErrTooBig", err)
 	}
 	// The same behind the end of the archive, where no file claims it.
-	tail := append(tarOf(t, file("a", "1")), make([]byte, 32<<20)...)
+	tail := append(treetest.Tar(t, treetest.File("a", "1")), make([]byte, 32<<20)...)
 	uri = s.image(t, "q", plain{tar: tail})
 	if _, err := unpack(t, uri, nil, Limits{Bytes: 1 << 20}); !errors.Is(err, ErrTooBig) {
 		t.Errorf("error %v, want ErrTooBig", err)
@@ -339,7 +342,7 @@ func TestSpoolIsGivenBackWhileItIsRead(t *testing.T) {
 	rand.Read(body)
 	s := newShelf(t)
 	kek := NewKey()
-	uri := s.sealed(t, s.image(t, "p", plain{tarOf(t, file("a", string(body))), ociLayer}), kek, nil)
+	uri := s.sealed(t, s.image(t, "p", plain{treetest.Tar(t, treetest.File("a", string(body))), ociLayer}), kek, nil)
 	i, err := Resolve(t.Context(), uri, plainHTTP)
 	if err != nil {
 		t.Fatal(err)
@@ -354,7 +357,7 @@ func TestSpoolIsGivenBackWhileItIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer blob.Close()
-	r, err := l.open(t.Context(), blob, k, &budget{bytes: 1 << 30})
+	r, err := l.open(t.Context(), blob, k, mustTree(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,4 +372,14 @@ func TestSpoolIsGivenBackWhileItIsRead(t *testing.T) {
 	if used := fi.Sys().(*syscall.Stat_t).Blocks * 512; used > 4<<20 {
 		t.Skipf("%d bytes are still held: this file system cannot punch holes", used)
 	}
+}
+
+func mustTree(t *testing.T) *tree.Tree {
+	t.Helper()
+	tr, err := tree.Open(t.TempDir(), Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tr.Close)
+	return tr
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/ampoule-vm/ampoule/internal/tree/treetest"
 )
 
 // vectors is where the recorded images and keys are.
@@ -77,7 +79,7 @@ func TestVectorsUnpackLikeTheirPlainForms(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(list(t, want), list(t, got)); diff != "" {
+			if diff := cmp.Diff(treetest.List(t, want), treetest.List(t, got)); diff != "" {
 				t.Errorf("tree (-plain +encrypted):\n%s", diff)
 			}
 			checkExpected(t, filepath.Join(dir, enc+".expected.json"), i, keys)

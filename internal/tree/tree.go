@@ -1,7 +1,13 @@
-package image
+// Package tree unpacks archives of strangers to a directory, and to nothing outside of it.
+//
+// A [Tree] takes archives one over the other, as the layers of an image are. Paths resolve inside it as they would after chroot, device
+// nodes and the like are refused, setuid is cleared, and everything is bounded: entries, bytes, names, depth. What is there may be used
+// only after Seal, and after whoever gave the bytes has said that they were the right ones: the tree cannot know.
+package tree
 
 import (
 	"archive/tar"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -14,14 +20,55 @@ import (
 	"time"
 )
 
+// What was wrong with an archive.
+var (
+	ErrFormat = errors.New("malformed")
+	ErrUnsafe = errors.New("unsafe archive entry")
+	ErrTooBig = errors.New("over the limit")
+)
+
+// Limits bound what one tree may hold. Zero fields take the defaults.
+type Limits struct {
+	Bytes   int64 // uncompressed bytes of all archives, and of all files; default 64 GiB
+	Entries int   // archive entries of all archives; default 1 Mi
+	Name    int   // bytes of a path; default 4096
+	Depth   int   // components of a path; default 128
+	Chown   bool  // keep the archive's owners; needs root. Otherwise all is the caller's
+}
+
+func (l Limits) withDefaults() Limits {
+	set := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	if l.Bytes <= 0 {
+		l.Bytes = 64 << 30
+	}
+	set(&l.Entries, 1<<20)
+	set(&l.Name, 4096)
+	set(&l.Depth, 128)
+	return l
+}
+
+// budget is what may still be unpacked.
+type budget struct {
+	bytes   int64 // of uncompressed archive
+	content int64 // of files; sparse ones are larger than their archive
+	entries int
+}
+
+// bufSize is how much of a file is written at a time, bytes.
+const bufSize = 256 << 10
+
 const maxLinks = 40 // symbolic links followed in one path, as the kernel has it
 
-// tree is a root file system in the making. All operations go through an [os.Root], and
+// A Tree is a root file system in the making. All operations go through an [os.Root], and
 // on paths that hold no symbolic link: parents that are links are resolved here, inside
 // the tree, as they would be after chroot (an absolute link starts at the tree's root, and
 // ".." stops there). So a Debian /lib → usr/lib works, and os.Root refuses whatever this
 // resolver might get wrong.
-type tree struct {
+type Tree struct {
 	root   *os.Root
 	lim    Limits
 	budget budget
@@ -44,29 +91,31 @@ type dirMeta struct {
 	mtime time.Time // zero: not said
 }
 
-func openTree(dir string, lim Limits) (*tree, error) {
+// Open makes a tree of dir, which must exist and be empty.
+func Open(dir string, lim Limits) (*Tree, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
 	lim = lim.withDefaults()
-	return &tree{
+	return &Tree{
 		root:   root,
 		lim:    lim,
 		budget: budget{lim.Bytes, lim.Bytes, lim.Entries},
-		buf:    make([]byte, chunkSize/2),
+		buf:    make([]byte, bufSize),
 		dirs:   map[string]dirMeta{".": {mode: 0o755}},
 	}, nil
 }
 
-func (t *tree) close() {
+// Close lets go of the directory.
+func (t *Tree) Close() {
 	t.forget()
 	t.root.Close()
 }
 
-// seal gives directories their modes and times, the deepest first: a parent may forbid
+// Seal gives directories their modes and times, the deepest first: a parent may forbid
 // what its children still need.
-func (t *tree) seal() error {
+func (t *Tree) Seal() error {
 	t.forget()
 	for _, p := range slices.Backward(slices.Sorted(maps.Keys(t.dirs))) {
 		if fi, err := t.root.Lstat(p); err != nil || !fi.IsDir() {
@@ -85,8 +134,25 @@ func (t *tree) seal() error {
 	return nil
 }
 
-// apply unpacks one layer over what is there.
-func (t *tree) apply(r io.Reader) error {
+// Charge is r with its bytes counted against the tree's limit: what an archive has behind its end, too.
+func (t *Tree) Charge(r io.Reader) io.Reader { return &chargedReader{r, &t.budget} }
+
+type chargedReader struct {
+	r io.Reader
+	b *budget
+}
+
+func (c *chargedReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	if c.b.bytes -= int64(n); c.b.bytes < 0 {
+		return 0, fmt.Errorf("%w: it unpacks to more bytes than the limit allows", ErrTooBig)
+	}
+	return n, err
+}
+
+// Tar unpacks an archive, one layer, over what is there: whiteouts hide what earlier ones left. r should be [Tree.Charge]d; it is read up
+// to the archive's end and no further.
+func (t *Tree) Tar(r io.Reader) error {
 	t.made = map[string]struct{}{}
 	tr := tar.NewReader(r)
 	for {
@@ -101,7 +167,7 @@ func (t *tree) apply(r io.Reader) error {
 			continue
 		}
 		if t.budget.entries--; t.budget.entries < 0 {
-			return fmt.Errorf("%w: the image has more than %d archive entries", ErrTooBig, t.lim.Entries)
+			return fmt.Errorf("%w: there are more than %d archive entries", ErrTooBig, t.lim.Entries)
 		}
 		if err := t.put(h, tr); err != nil {
 			return fmt.Errorf("entry %.300q: %w", h.Name, err)
@@ -109,7 +175,7 @@ func (t *tree) apply(r io.Reader) error {
 	}
 }
 
-func (t *tree) put(h *tar.Header, r io.Reader) error {
+func (t *Tree) put(h *tar.Header, r io.Reader) error {
 	parts, err := t.split(h.Name)
 	if err != nil {
 		return err
@@ -185,7 +251,7 @@ func (t *tree) put(h *tar.Header, r io.Reader) error {
 }
 
 // split cleans an archive name to its components. A leading slash is the tree's root.
-func (t *tree) split(name string) ([]string, error) {
+func (t *Tree) split(name string) ([]string, error) {
 	if len(name) > t.lim.Name {
 		return nil, fmt.Errorf("%w: a name of %d bytes, at most %d are unpacked", ErrTooBig, len(name), t.lim.Name)
 	}
@@ -212,7 +278,7 @@ func (t *tree) split(name string) ([]string, error) {
 
 // parent opens the directory that dir names, making what is missing, and says where in
 // the tree it really is. The handle is valid until the next call.
-func (t *tree) parent(dir string) (*os.Root, string, error) {
+func (t *Tree) parent(dir string) (*os.Root, string, error) {
 	if t.last != nil && t.lastName == dir {
 		return t.last, t.lastPath, nil
 	}
@@ -229,7 +295,7 @@ func (t *tree) parent(dir string) (*os.Root, string, error) {
 	return r, at, nil
 }
 
-func (t *tree) forget() {
+func (t *Tree) forget() {
 	if t.last != nil {
 		t.last.Close()
 		t.last = nil
@@ -238,7 +304,7 @@ func (t *tree) forget() {
 
 // resolve walks dir inside the tree to a path without symbolic links. With make, missing
 // directories are made; without, they are fs.ErrNotExist.
-func (t *tree) resolve(dir string, make bool) (string, error) {
+func (t *Tree) resolve(dir string, make bool) (string, error) {
 	at, links := ".", 0
 	todo := strings.Split(dir, "/")
 	for len(todo) > 0 {
@@ -291,7 +357,7 @@ func (t *tree) resolve(dir string, make bool) (string, error) {
 }
 
 // linkTarget finds what a hard link is to: a file or symbolic link already in the tree.
-func (t *tree) linkTarget(name string) (string, error) {
+func (t *Tree) linkTarget(name string) (string, error) {
 	parts, err := t.split(name)
 	if err != nil {
 		return "", fmt.Errorf("hard link to %.200q: %w", name, err)
@@ -314,9 +380,9 @@ func (t *tree) linkTarget(name string) (string, error) {
 	return target, nil
 }
 
-func (t *tree) file(parent *os.Root, base string, h *tar.Header, r io.Reader) error {
+func (t *Tree) file(parent *os.Root, base string, h *tar.Header, r io.Reader) error {
 	if t.budget.content -= h.Size; h.Size < 0 || t.budget.content < 0 {
-		return fmt.Errorf("%w: the image's files have more than %d bytes", ErrTooBig, t.lim.Bytes)
+		return fmt.Errorf("%w: the files have more than %d bytes", ErrTooBig, t.lim.Bytes)
 	}
 	f, err := parent.OpenFile(base, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -347,13 +413,13 @@ func (t *tree) file(parent *os.Root, base string, h *tar.Header, r io.Reader) er
 }
 
 // meta notes a directory's mode and time for seal, and sets its owner now.
-func (t *tree) meta(full string, h *tar.Header) error {
+func (t *Tree) meta(full string, h *tar.Header) error {
 	m := h.FileInfo().Mode()
 	t.dirs[full] = dirMeta{m.Perm() | m&fs.ModeSticky, mtime(h)}
 	return t.chown(t.root, full, h)
 }
 
-func (t *tree) chown(r *os.Root, name string, h *tar.Header) error {
+func (t *Tree) chown(r *os.Root, name string, h *tar.Header) error {
 	if !t.lim.Chown {
 		return nil
 	}
@@ -378,3 +444,6 @@ func mtime(h *tar.Header) time.Time {
 	}
 	return h.ModTime
 }
+
+// epoch stands in for times that a file system may refuse.
+var epoch = time.Unix(0, 0)

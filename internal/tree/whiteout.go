@@ -1,4 +1,4 @@
-package image
+package tree
 
 import (
 	"archive/tar"
@@ -16,7 +16,7 @@ const (
 
 // whiteout hides what lower layers have: one name, or all of dir. The name behind the
 // prefix is checked like any other: ".wh..." must not mean the parent directory.
-func (t *tree) whiteout(h *tar.Header, dir, base string) error {
+func (t *Tree) whiteout(h *tar.Header, dir, base string) error {
 	if h.Typeflag != tar.TypeReg {
 		return fmt.Errorf("%w: a whiteout that is not a plain file", ErrUnsafe)
 	}
@@ -38,7 +38,7 @@ func (t *tree) whiteout(h *tar.Header, dir, base string) error {
 }
 
 // removeLower removes what was there before this layer at full, a path without links.
-func (t *tree) removeLower(full string) error {
+func (t *Tree) removeLower(full string) error {
 	if _, ours := t.made[full]; !ours {
 		return t.remove(full)
 	}
@@ -48,7 +48,7 @@ func (t *tree) removeLower(full string) error {
 	return t.removeLowerIn(full)
 }
 
-func (t *tree) removeLowerIn(dir string) error {
+func (t *Tree) removeLowerIn(dir string) error {
 	d, err := t.root.Open(dir)
 	if err != nil {
 		return err
@@ -68,13 +68,13 @@ func (t *tree) removeLowerIn(dir string) error {
 
 // remove removes full and all below it; a link goes, not what it points to. Cached
 // handles may lie below it.
-func (t *tree) remove(full string) error {
+func (t *Tree) remove(full string) error {
 	t.forget()
 	return t.root.RemoveAll(full)
 }
 
 // note records that this layer made full, and so holds its parents.
-func (t *tree) note(full string) {
+func (t *Tree) note(full string) {
 	for full != "." {
 		if _, known := t.made[full]; known {
 			return
