@@ -100,9 +100,9 @@ func (s *shelf) tag(t testing.TB, name string, m any) string {
 	return fmt.Sprintf("docker://%s/r/i:%s@%s", s.host, name, d)
 }
 
-// plain is one layer to be: a tar, how it is stored.
 const f644 = "-rw-r--r-- " // how treetest.List shows an ordinary file
 
+// plain is one layer to be: a tar, how it is stored.
 type plain struct {
 	tar       []byte
 	mediaType string
@@ -136,7 +136,6 @@ func (p plain) blob(t testing.TB) []byte {
 // image stores a plain image of the layers and returns its reference.
 func (s *shelf) image(t testing.TB, name string, layers ...plain) string {
 	t.Helper()
-	type desc = map[string]any
 	diffs := []string{}
 	descs := []desc{}
 	for _, l := range layers {
@@ -145,6 +144,19 @@ func (s *shelf) image(t testing.TB, name string, layers ...plain) string {
 		diffs = append(diffs, digestOf(l.tar))
 		descs = append(descs, desc{"mediaType": l.mediaType, "digest": s.put(b), "size": len(b)})
 	}
+	return s.described(t, name, diffs, descs)
+}
+
+type desc = map[string]any
+
+// stored is an image of one layer, whose blob is given beside its archive.
+func (s *shelf) stored(t testing.TB, archive, blob []byte, mediaType string) string {
+	t.Helper()
+	return s.described(t, "stored", []string{digestOf(archive)}, []desc{{"mediaType": mediaType, "digest": s.put(blob), "size": len(blob)}})
+}
+
+func (s *shelf) described(t testing.TB, name string, diffs []string, descs []desc) string {
+	t.Helper()
 	config, err := json.Marshal(desc{
 		"os": "linux", "architecture": "amd64",
 		"config": desc{"Entrypoint": []string{"/bin/run"}, "Cmd": []string{"x"}, "Env": []string{"A=b"}, "WorkingDir": "/w", "User": "7:8"},

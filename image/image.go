@@ -70,6 +70,8 @@ type Options struct {
 	// Login is who we are at the registry and at the token service that it names; nil is anonymous. It is never sent
 	// over plain http, and never to where a registry redirects.
 	Login *Login
+	// Buffers are what [Image.Unpack] works in; nil is some of its own. Images that are pulled at the same time should share them.
+	Buffers *Buffers
 }
 
 // A Login is a user name and a password at a registry. It is secret.
@@ -132,6 +134,7 @@ type Image struct {
 	PlainHTTP      bool // content came without TLS; Unpack may find that out too
 
 	reg *registry
+	mem *Buffers
 }
 
 // PinnedURI is the reference with its digest, whether or not it was asked for by one.

@@ -70,6 +70,7 @@ type layerKey struct {
 	sym    [keySize]byte
 	nonce  [aes.BlockSize]byte
 	digest string // of the plaintext blob
+	fixed  bool   // key and nonce are as their owner wrote them: with the HMAC, every bit of the plaintext is
 }
 
 func (*layerKey) String() string       { return "[secret]" }
@@ -283,7 +284,7 @@ func (p packet) unwrap(kek, publicNonce []byte) (*layerKey, error) {
 	case !isDigest(priv.Digest):
 		return nil, fmt.Errorf("the plaintext digest %.80q is not sha256 and 64 hex digits", priv.Digest)
 	}
-	return &layerKey{[keySize]byte(priv.Symkey), [aes.BlockSize]byte(nonce), priv.Digest}, nil
+	return &layerKey{[keySize]byte(priv.Symkey), [aes.BlockSize]byte(nonce), priv.Digest, publicNonce == nil && p.wrapType == wrapGCM}, nil
 }
 
 // open gives what is wrapped. Under A256CTR, which has no tag, another key gives other bytes.

@@ -24,12 +24,20 @@ func (badReader) Read([]byte) (int, error) { panic("a decompressor's fault") }
 // TestPanicsReachTheCaller: what panics in a goroutine of ours panics in the caller, which can recover it, as PID 1's
 // steps do. In the goroutine it would end the program.
 func TestPanicsReachTheCaller(t *testing.T) {
-	t.Run("while reading ahead", func(t *testing.T) {
-		p := newPump(newPump(badReader{}, sha256.New()), sha256.New())
-		if with := panics(func() { io.ReadAll(p) }); with == nil {
+	t.Run("while decompressing", func(t *testing.T) {
+		below, above := &stream{chunks: make(chan *chunk, ownChunks)}, &stream{chunks: make(chan *chunk, ownChunks)}
+		for s, r := range map[*stream]io.Reader{below: badReader{}, above: below} {
+			s.write(func() error {
+				d := newDigester(sha256.New(), ownChunks)
+				defer d.finish()
+				return copyChunks(t.Context(), s, r, d)
+			})
+		}
+		if with := panics(func() { io.ReadAll(above) }); with == nil {
 			t.Error("nothing panicked")
 		}
-		p.close()
+		above.close()
+		below.close()
 	})
 	t.Run("while fetching", func(t *testing.T) {
 		s := newShelf(t)

@@ -84,7 +84,7 @@ func newTransport() *http.Transport {
 		TLSHandshakeTimeout:   15 * time.Second,
 		ResponseHeaderTimeout: 60 * time.Second,
 		IdleConnTimeout:       30 * time.Second,
-		MaxIdleConnsPerHost:   fetchAhead,
+		MaxIdleConnsPerHost:   aheadLayers,
 		DisableCompression:    true, // digests are over the bytes on the wire
 	}
 }

@@ -42,7 +42,10 @@ func resolve(ctx context.Context, uri string, o Options) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Image{URI: uri, Pinned: pinned, reg: reg}
+	i := &Image{URI: uri, Pinned: pinned, reg: reg, mem: o.Buffers}
+	if i.mem == nil {
+		i.mem = NewBuffers()
+	}
 
 	body, mediaType, err := reg.manifest(ctx, ref.Identifier(), maxManifest)
 	if err != nil {

@@ -11,13 +11,9 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/tree"
 )
 
-// fetchAhead is how many layers may be on the wire or spooled at once, the one being
-// unpacked included: it bounds the memory that ciphertext takes in a tmpfs.
-const fetchAhead = 3
-
 // Unpack fetches the layers and unpacks them, lowest first, to dir, which must not exist
-// and whose parent must. Everything is written beside dir and renamed to it only when
-// the digest, the HMAC and the diff-ID of every layer hold; on error nothing stays.
+// and whose parent must. Everything is written beside dir, where nobody looks, as it comes; it is renamed to dir only when
+// the digest, the HMAC and the diff-ID of every layer hold, and on error nothing stays.
 // keys must open every encrypted layer ([Image.KeyIDs]); that is tried before a byte is
 // fetched. progress, if not nil, gets the bytes just fetched, from several goroutines.
 // Errors are [*Error].
@@ -46,8 +42,7 @@ func (i *Image) Unpack(ctx context.Context, dir string, keys Keys, lim Limits, p
 		}
 	}
 
-	parent := filepath.Dir(dir)
-	staging, err := os.MkdirTemp(parent, ".unpacking-*")
+	staging, err := os.MkdirTemp(filepath.Dir(dir), ".unpacking-*")
 	if err != nil {
 		return fail(-1, err)
 	}
@@ -64,20 +59,22 @@ func (i *Image) Unpack(ctx context.Context, dir string, keys Keys, lim Limits, p
 	}
 	defer t.Close()
 
+	select {
+	case i.mem.turns <- struct{}{}:
+		defer func() { <-i.mem.turns }()
+	case <-ctx.Done():
+		return fail(-1, ctx.Err())
+	}
 	ctx, cancel := context.WithCancel(ctx)
-	f := i.fetchAll(ctx, parent, opened, progress)
-	defer f.drain()
-	defer cancel() // runs before drain: what is still on the wire ends at once
+	f := i.fetchAll(ctx, opened, progress)
+	defer f.close()
+	defer cancel() // runs before close: what is still on the wire ends at once
 	for n := range i.Layers {
-		blob, err := f.next()
-		if err != nil {
+		u := &unpacking{layer: &i.Layers[n], key: opened[n], mem: i.mem, tree: t, blob: f.turn(), cancel: cancel}
+		if err := u.run(ctx); err != nil {
 			return fail(n, err)
 		}
-		err = i.Layers[n].unpack(ctx, t, blob, opened[n])
-		f.done(blob)
-		if err != nil {
-			return fail(n, err)
-		}
+		f.done()
 	}
 	i.PlainHTTP = i.PlainHTTP || i.reg.guard.usedPlain.Load()
 	if err := t.Seal(); err != nil {
@@ -87,24 +84,4 @@ func (i *Image) Unpack(ctx context.Context, dir string, keys Keys, lim Limits, p
 		return fail(-1, err)
 	}
 	return nil
-}
-
-// unpack applies one verified blob to the tree and checks what only its end can show.
-func (l *Layer) unpack(ctx context.Context, t *tree.Tree, blob *os.File, k *layerKey) error {
-	r, err := l.open(ctx, blob, k, t)
-	if err != nil {
-		return err
-	}
-	defer r.close()
-	if err := t.Tar(r); err != nil {
-		// Bytes that are not what the image says explain any complaint of the parsers
-		// above them, and are the graver news.
-		if errors.Is(err, ErrFormat) {
-			if sum := r.verify(); errors.Is(sum, ErrDigest) || errors.Is(sum, ErrDiffID) {
-				return errors.Join(sum, err)
-			}
-		}
-		return err
-	}
-	return r.verify()
 }

@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -13,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -334,43 +332,6 @@ func TestGzipBombIsStoppedByTheLimit(t *testing.T) {
 	uri = s.image(t, "q", plain{tar: tail})
 	if _, err := unpack(t, uri, nil, Limits{Bytes: 1 << 20}); !errors.Is(err, ErrTooBig) {
 		t.Errorf("error %v, want ErrTooBig", err)
-	}
-}
-
-func TestSpoolIsGivenBackWhileItIsRead(t *testing.T) {
-	body := make([]byte, 10<<20)
-	rand.Read(body)
-	s := newShelf(t)
-	kek := NewKey()
-	uri := s.sealed(t, s.image(t, "p", plain{treetest.Tar(t, treetest.File("a", string(body))), ociLayer}), kek, nil)
-	i, err := Resolve(t.Context(), uri, plainHTTP)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &i.Layers[0]
-	k, err := l.enc.unwrap(Keys{"default/key/k": kek})
-	if err != nil {
-		t.Fatal(err)
-	}
-	blob, err := i.reg.spool(t.Context(), t.TempDir(), l, k, func(int64) {})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer blob.Close()
-	r, err := l.open(t.Context(), blob, k, mustTree(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.close()
-	if err := r.verify(); err != nil {
-		t.Fatal(err)
-	}
-	fi, err := blob.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if used := fi.Sys().(*syscall.Stat_t).Blocks * 512; used > 4<<20 {
-		t.Skipf("%d bytes are still held: this file system cannot punch holes", used)
 	}
 }
 

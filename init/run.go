@@ -47,6 +47,8 @@ type run struct {
 	ended     time.Duration        // execute
 	parcel    *parcel              // seal
 
+	buffers *image.Buffers // of all pulls together
+
 	private *slog.Logger // the sealed log: error texts, names, URLs
 	log     *boundedBuffer
 	logs    workloadLogs // execute
@@ -61,7 +63,7 @@ var errDeadline = fmt.Errorf("the run's total deadline: %w", context.DeadlineExc
 
 func newRun(m *machine) *run {
 	log := &boundedBuffer{limit: 1 << 20}
-	return &run{machine: m, log: log, private: slog.New(slog.NewTextHandler(log, nil))}
+	return &run{machine: m, buffers: image.NewBuffers(), log: log, private: slog.New(slog.NewTextHandler(log, nil))}
 }
 
 // inputsOf lists the images of a manifest: the algorithm first.
@@ -109,7 +111,7 @@ func (r *run) keysFor(in *input) image.Keys {
 
 // imageOptions is how the registry in uri is reached: with the authority that the manifest pins, if it pins one.
 func (r *run) imageOptions(uri string) (o image.Options, err error) {
-	o = image.Options{PlainHTTP: r.opts.Allow.Has(cmdline.AllowHTTP)}
+	o = image.Options{PlainHTTP: r.opts.Allow.Has(cmdline.AllowHTTP), Buffers: r.buffers}
 	host, _, _ := strings.Cut(strings.TrimPrefix(uri, "docker://"), "/")
 	for _, reg := range r.doc.Registries {
 		if reg.Host != host {
