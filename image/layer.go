@@ -25,42 +25,81 @@ const (
 	maxWindow   = 32 << 20
 )
 
-// unpacking is one layer on its way from blob to tree. Nothing of the tree may be used if it fails.
-type unpacking struct {
-	layer  *Layer
-	key    *layerKey // nil for a plain layer
-	mem    *Buffers
-	tree   *tree.Tree
-	blob   *stream // verifies itself
-	cancel func()  // ends blob
-
-	plain   *stream  // the archive, which verifies itself too; nil if that is the blob
+// A passage is one layer's way from the registry to the tree. Nothing of the tree may be used if it fails.
+//
+// Two goroutines run ahead of the reader, as far as there are chunks: one fetches the blob, and one turns it into the archive. Each hands its
+// chunks to hashes that run beside the next stage, and ends well only if they hold.
+type passage struct {
+	layer   *Layer
+	key     *layerKey // nil for a plain layer
+	mem     *Buffers
+	due     chan struct{} // closed when the layers below are done
+	blob    *stream
+	plain   *stream  // the archive; nil if that is the blob
 	closers []func() // of the decompressor
 }
 
-// run applies the blob to the tree as it comes, and checks what only its end can show.
-func (u *unpacking) run(ctx context.Context) error {
-	good := false
-	defer func() {
-		if !good { // or it panics
-			u.cancel()
+// pools are an image's own chunks, for the layer that is due.
+type pools struct{ blobs, archives chan *chunk }
+
+func (i *Image) passages(keys []*layerKey) []*passage {
+	var all []*passage
+	for n := range i.Layers {
+		p := &passage{layer: &i.Layers[n], key: keys[n], mem: i.mem, due: make(chan struct{}), blob: newStream()}
+		if p.key != nil || p.layer.comp != raw {
+			p.plain = newStream()
 		}
-		u.close()
-	}()
-	archive, err := u.open(ctx)
-	if err == nil {
-		archive = u.tree.Charge(archive)
-		if err = u.tree.Tar(archive); err == nil {
-			err = u.verify(archive)
-		}
+		all = append(all, p)
 	}
+	return all
+}
+
+// start brings all layers on their way in the order in which they are due, as many at once as there are slots; who finishes one frees a slot.
+func (i *Image) start(ctx context.Context, all []*passage, slots chan struct{}, progress func(int64)) {
+	own := pools{newChunks(ownChunks), newChunks(ownChunks)}
+	for _, p := range all {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done(): // what is started now ends at once
+		}
+		b := &blob{stream: p.blob, layer: p.layer, reg: i.reg, store: store{i.mem.blobs, own.blobs, p.due}, progress: progress}
+		p.blob.write(func() error { return b.run(ctx, p.key) })
+		p.begin(ctx, own)
+	}
+}
+
+// begin makes the archive, if it is not the blob. gzip is slow and needs no memory, so that it need not wait for the layer's turn.
+func (p *passage) begin(ctx context.Context, own pools) {
+	if p.plain == nil {
+		return
+	}
+	p.plain.write(func() error {
+		if p.layer.comp != gzipped {
+			select {
+			case <-p.due:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return p.archive(ctx, store{p.mem.archives, own.archives, p.due})
+	})
+}
+
+// unpack applies the archive to the tree as it comes, and checks what only its end can show. It must be called once, when the layers below
+// are done; an error leaves goroutines that end with their context.
+func (p *passage) unpack(t *tree.Tree) error {
+	close(p.due)
+	if p.plain == nil && p.layer.Digest != p.layer.DiffID { // one and the same digest
+		return fmt.Errorf("%w: the layer is %s, the config says %s", ErrDiffID, p.layer.Digest, p.layer.DiffID)
+	}
+	archive := t.Charge(cmp.Or(p.plain, p.blob))
+	err := t.Tar(archive)
 	if err == nil {
-		good = true
-		return nil
+		return p.verify(archive)
 	}
 	if errors.Is(err, ErrFormat) && !errors.Is(err, ErrTooBig) {
 		// Bytes that are not what the image says explain any complaint of the parsers above them, and are the graver news.
-		if wrong := u.verify(archive); wrong != nil && !errors.Is(wrong, ErrFormat) {
+		if wrong := p.verify(archive); wrong != nil && !errors.Is(wrong, ErrFormat) {
 			err = errors.Join(wrong, err)
 		}
 	}
@@ -68,100 +107,91 @@ func (u *unpacking) run(ctx context.Context) error {
 }
 
 // verify reads to the end of archive and blob, and gives their verdicts. What is behind the archive's own end counts against the limits.
-func (u *unpacking) verify(archive io.Reader) error {
-	if u.plain == nil {
-		return u.blob.drain()
+func (p *passage) verify(archive io.Reader) error {
+	if p.plain == nil {
+		return p.blob.drain()
 	}
 	_, err := io.Copy(io.Discard, archive)
 	if err != nil && !errors.Is(err, ErrFormat) {
 		return err
 	}
 	// The archive has ended, so nobody else reads the blob. Decompressors stop at the end of their format, or where it is broken.
-	if wrong := u.blob.drain(); wrong != nil {
+	if wrong := p.blob.drain(); wrong != nil {
 		return wrong
 	}
 	return err
 }
 
-// close waits for everything that open has started: it has ended, or its context has.
-func (u *unpacking) close() {
-	if u.plain != nil {
-		u.plain.close()
+// close waits for everything that has been started: it has ended, or its context has. A second call does nothing.
+func (p *passage) close() {
+	if p.plain != nil {
+		p.plain.close()
 	}
-	u.blob.close()
-	for _, f := range u.closers {
+	p.blob.close()
+	for _, f := range p.closers {
 		f()
 	}
+	p.closers = nil
 }
 
-// open starts decryption and decompression, as far as the layer needs them.
-func (u *unpacking) open(ctx context.Context) (io.Reader, error) {
-	l, k := u.layer, u.key
-	var src io.Reader = u.blob
+// archive decrypts and decompresses the blob, as far as the layer needs it.
+func (p *passage) archive(ctx context.Context, from store) error {
+	l, k := p.layer, p.key
+	var src io.Reader = p.blob
 	if k != nil {
 		block, err := aes.NewCipher(k.sym[:])
 		if err != nil {
-			return nil, err
+			return err
 		}
-		src = &deciphered{u.blob, cipher.NewCTR(block, k.nonce[:])}
-	} else if l.comp == raw {
-		if l.Digest != l.DiffID { // one and the same digest
-			return nil, fmt.Errorf("%w: the layer is %s, the config says %s", ErrDiffID, l.Digest, l.DiffID)
-		}
-		return u.blob, nil
+		src = &deciphered{p.blob, cipher.NewCTR(block, k.nonce[:])}
 	}
 	var compressed *summer
 	if k != nil && l.comp != raw && !k.fixed {
 		compressed = &summer{src, sha256.New()}
 		src = compressed
 	}
-	archive, err := u.decompress(ctx, src)
+	plain, err := p.decompress(ctx, src)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	u.plain = &stream{chunks: make(chan *chunk, ownChunks)}
-	u.plain.write(func() error {
-		diff := newDigester(sha256.New(), ownChunks)
-		defer diff.finish()
-		err := copyChunks(ctx, u.plain, archive, diff)
-		got := formatDigest(diff.finish())
-		if err != nil {
+	diff := newStreamDigester(sha256.New())
+	defer diff.finish()
+	if err := copyChunks(ctx, p.plain, plain, from, diff); err != nil {
+		return err
+	}
+	got := formatDigest(diff.finish())
+	digest := got
+	if compressed != nil {
+		if digest, err = compressed.rest(); err != nil {
 			return err
 		}
-		digest := got
-		if compressed != nil {
-			if digest, err = compressed.rest(); err != nil {
-				return err
-			}
-		}
-		if k != nil && digest != k.digest && (l.comp == raw || compressed != nil) {
-			return fmt.Errorf("%w: the layer decrypts to %s, its key packet says %s", ErrDigest, digest, k.digest)
-		}
-		if got != l.DiffID {
-			return fmt.Errorf("%w: the layer is %s, the config says %s", ErrDiffID, got, l.DiffID)
-		}
-		return nil
-	})
-	return u.plain, nil
+	}
+	if k != nil && digest != k.digest && (l.comp == raw || compressed != nil) {
+		return fmt.Errorf("%w: the layer decrypts to %s, its key packet says %s", ErrDigest, digest, k.digest)
+	}
+	if got != l.DiffID {
+		return fmt.Errorf("%w: the layer is %s, the config says %s", ErrDiffID, got, l.DiffID)
+	}
+	return nil
 }
 
-func (u *unpacking) decompress(ctx context.Context, src io.Reader) (io.Reader, error) {
+func (p *passage) decompress(ctx context.Context, src io.Reader) (io.Reader, error) {
 	in := bufio.NewReaderSize(src, chunkSize/2) // the decompressors know this type and read from its buffer
-	switch u.layer.comp {
+	switch p.layer.comp {
 	case gzipped:
 		z, err := gzip.NewReader(in)
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
-		return u.checked("gzip", z), u.fault("gzip", err)
+		return p.checked("gzip", z), p.fault("gzip", err)
 	case zstded:
-		z, err := u.zstd(ctx, in)
-		return u.checked("zstd", z), u.fault("zstd", err)
+		z, err := p.zstd(ctx, in)
+		return p.checked("zstd", z), p.fault("zstd", err)
 	}
 	return src, nil
 }
 
-func (u *unpacking) zstd(ctx context.Context, in *bufio.Reader) (io.Reader, error) {
+func (p *passage) zstd(ctx context.Context, in *bufio.Reader) (io.Reader, error) {
 	var h zstd.Header
 	first, err := in.Peek(zstd.HeaderMaxSize)
 	if err != nil && err != io.EOF {
@@ -172,29 +202,29 @@ func (u *unpacking) zstd(ctx context.Context, in *bufio.Reader) (io.Reader, erro
 	}
 	if h.WindowSize > usualWindow {
 		select {
-		case u.mem.wide <- struct{}{}:
-			u.closers = append(u.closers, func() { <-u.mem.wide })
+		case p.mem.wide <- struct{}{}:
+			p.closers = append(p.closers, func() { <-p.mem.wide })
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 		z, err := newZstd(in, maxWindow)
 		if err == nil {
-			u.closers = append([]func(){z.Close}, u.closers...)
+			p.closers = append([]func(){z.Close}, p.closers...)
 		}
 		return z, err
 	}
 	// Decoders are kept: each has a window of its own, which would be garbage after every layer.
 	var z *zstd.Decoder
 	select {
-	case z = <-u.mem.decoders:
+	case z = <-p.mem.decoders:
 		err = z.Reset(in)
 	default:
 		z, err = newZstd(in, usualWindow)
 	}
 	if err == nil {
-		u.closers = append(u.closers, func() {
+		p.closers = append(p.closers, func() {
 			if z.Reset(nil) == nil {
-				u.mem.decoders <- z // has room for one of each image that is unpacked
+				p.mem.decoders <- z // has room for one of each image that is unpacked
 			}
 		})
 	}
@@ -206,9 +236,9 @@ func newZstd(in io.Reader, window uint64) (*zstd.Decoder, error) {
 }
 
 // fault tells a decompressor's own error from that of the blob which it reads.
-func (u *unpacking) fault(format string, err error) error {
-	if err == nil || err == io.EOF || u.blob.failed != nil {
-		return cmp.Or(u.blob.failed, err)
+func (p *passage) fault(format string, err error) error {
+	if err == nil || err == io.EOF || p.blob.failed != nil {
+		return cmp.Or(p.blob.failed, err)
 	}
 	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
 		return fmt.Errorf("%w: zstd with a window over %d MiB; compress without --ultra and --long", ErrTooBig, maxWindow>>20)
@@ -216,12 +246,12 @@ func (u *unpacking) fault(format string, err error) error {
 	return fmt.Errorf("%w: %s: %w", ErrFormat, format, err)
 }
 
-func (u *unpacking) checked(format string, r io.Reader) io.Reader {
-	return &checkedFormat{u, format, r}
+func (p *passage) checked(format string, r io.Reader) io.Reader {
+	return &checkedFormat{p, format, r}
 }
 
 type checkedFormat struct {
-	*unpacking
+	*passage
 	format string
 	r      io.Reader
 }
@@ -250,16 +280,17 @@ func (s *summer) Read(p []byte) (int, error) {
 }
 
 // copyChunks sends all of r, hashed on the way.
-func copyChunks(ctx context.Context, s *stream, r io.Reader, d *digester) error {
-	own := newChunks(ownChunks)
+func copyChunks(ctx context.Context, to *stream, r io.Reader, from store, d *digester) error {
 	for {
-		c, err := take(ctx, nil, own, nil)
+		c, err := from.take(ctx)
 		if err != nil {
 			return err
 		}
 		err = c.fill(r)
 		if len(c.data) > 0 {
-			s.send(c, d)
+			to.send(c, d)
+		} else {
+			c.home <- c
 		}
 		if err == io.EOF {
 			return nil

@@ -25,12 +25,13 @@ func (badReader) Read([]byte) (int, error) { panic("a decompressor's fault") }
 // steps do. In the goroutine it would end the program.
 func TestPanicsReachTheCaller(t *testing.T) {
 	t.Run("while decompressing", func(t *testing.T) {
-		below, above := &stream{chunks: make(chan *chunk, ownChunks)}, &stream{chunks: make(chan *chunk, ownChunks)}
+		below, above := newStream(), newStream()
+		from := store{own: newChunks(2 * ownChunks), due: due()}
 		for s, r := range map[*stream]io.Reader{below: badReader{}, above: below} {
 			s.write(func() error {
-				d := newDigester(sha256.New(), ownChunks)
+				d := newStreamDigester(sha256.New())
 				defer d.finish()
-				return copyChunks(t.Context(), s, r, d)
+				return copyChunks(t.Context(), s, r, from, d)
 			})
 		}
 		if with := panics(func() { io.ReadAll(above) }); with == nil {
@@ -53,4 +54,10 @@ func TestPanicsReachTheCaller(t *testing.T) {
 			t.Error("the image is there")
 		}
 	})
+}
+
+func due() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
 }

@@ -12,29 +12,33 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// What a pull may hold of blobs and archives at a time. Together with what decompressors need this is all of its memory, whatever
-// the size and number of images.
+// What pulls may hold of blobs and archives at a time. Together with what decompressors need this is all of their memory, whatever the size
+// and number of images.
 const (
 	chunkSize = 256 << 10 // bytes
 
-	aheadChunks = 48 // shared by all layers whose turn has not come: 12 MiB
-	ownChunks   = 8  // of each layer being unpacked, and as many for its plaintext: 2 and 2 MiB
+	aheadChunks = 32 // of blobs, and as many of archives, of layers whose turn has not come: 8 and 8 MiB, for all images
+	ownChunks   = 8  // of the blob, and as many of the archive, of the layer that is being unpacked: 2 and 2 MiB for each image
 	atOnce      = 3  // images that are unpacked at once
+
+	aheadLayers = 4 // of an image are on the wire at once, the one being unpacked included
 )
 
 // Buffers are the memory of pulls. Images that are pulled with the same Buffers share it: a few of them at a time, and of the layers that
 // are not yet due as much in advance as there is room for.
 type Buffers struct {
-	ahead    chan *chunk        // free chunks
-	turns    chan struct{}      // places for images
-	decoders chan *zstd.Decoder // that are not in use
-	wide     chan struct{}      // one place for a decoder with a large window
+	blobs, archives chan *chunk        // free chunks for layers ahead
+	turns           chan struct{}      // places for images
+	decoders        chan *zstd.Decoder // that are not in use
+	wide            chan struct{}      // one place for a decoder with a large window
 }
 
-// NewBuffers makes room for pulls: at most about 24 MiB, and 32 MiB more while a layer is read that was compressed with so large a window.
+// NewBuffers makes room for pulls: at most about 28 MiB, with zstd 10 MiB more for each of three images, and 32 MiB while a layer is read
+// that was compressed with so large a window. What is not needed is not taken.
 func NewBuffers() *Buffers {
 	return &Buffers{
-		ahead:    newChunks(aheadChunks),
+		blobs:    newChunks(aheadChunks),
+		archives: newChunks(aheadChunks),
 		turns:    make(chan struct{}, atOnce),
 		decoders: make(chan *zstd.Decoder, atOnce),
 		wide:     make(chan struct{}, 1),
@@ -227,21 +231,43 @@ func (d *deciphered) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// take waits for a free chunk of either kind; a nil channel gives none. due, if not nil, is closed when there is one more place to look.
-func take(ctx context.Context, a, b chan *chunk, due <-chan struct{}) (*chunk, error) {
+// A store is where a layer takes free chunks: from what all layers ahead share and, once it is due, from what its image has for the layer
+// that is being unpacked. So the layer whose turn it is never waits for others.
+type store struct {
+	ahead, own chan *chunk
+	due        <-chan struct{} // closed when the layer's turn has come
+}
+
+// take waits for a free chunk.
+func (s store) take(ctx context.Context) (*chunk, error) {
 	select {
-	case c := <-b: // the layer's own first: what is ahead is for those who have nothing else
-		return c, nil
+	case <-s.due:
+		select {
+		case c := <-s.own: // first: what is ahead is for those who have nothing else
+			return c, nil
+		default:
+		}
 	default:
+		select {
+		case c := <-s.ahead:
+			return c, nil
+		case <-s.due:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	select {
-	case c := <-a:
+	case c := <-s.own:
 		return c, nil
-	case c := <-b:
+	case c := <-s.ahead:
 		return c, nil
-	case <-due:
-		return nil, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 }
+
+// newStream has room for all chunks that a store can give.
+func newStream() *stream { return &stream{chunks: make(chan *chunk, aheadChunks+ownChunks)} }
+
+// newStreamDigester is for the chunks of one stream.
+func newStreamDigester(h hash.Hash) *digester { return newDigester(h, aheadChunks+ownChunks) }

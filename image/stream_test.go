@@ -125,8 +125,8 @@ func TestImagesShareBuffers(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if len(mem.ahead) != aheadChunks || len(mem.turns) != 0 || len(mem.wide) != 0 {
-		t.Errorf("of %d chunks %d came back; %d places and %d large windows are still taken", aheadChunks, len(mem.ahead), len(mem.turns), len(mem.wide))
+	if len(mem.blobs) != aheadChunks || len(mem.archives) != aheadChunks || len(mem.turns) != 0 || len(mem.wide) != 0 {
+		t.Errorf("of %d chunks of each kind %d and %d came back; %d places and %d large windows are still taken", aheadChunks, len(mem.blobs), len(mem.archives), len(mem.turns), len(mem.wide))
 	}
 }
 
@@ -185,7 +185,7 @@ func TestKeyPacketDigest(t *testing.T) {
 				if k.fixed = fixed; !right {
 					k.digest = formatDigest(random(32))
 				}
-				err = i.unpackOne(t, l, k)
+				err = i.unpackOne(t, k)
 				if wrong := !right && (!fixed || l.comp == raw); wrong != errors.Is(err, ErrDigest) || !wrong && err != nil {
 					t.Errorf("%s, fixed %v, digest right %v: error %v", mt, fixed, right, err)
 				}
@@ -195,12 +195,11 @@ func TestKeyPacketDigest(t *testing.T) {
 }
 
 // unpackOne unpacks an image of one layer under a key of the test's.
-func (i *Image) unpackOne(t *testing.T, l *Layer, k *layerKey) error {
+func (i *Image) unpackOne(t *testing.T, k *layerKey) error {
 	t.Helper()
-	tr := mustTree(t)
-	f := i.fetchAll(t.Context(), []*layerKey{k}, func(int64) {})
-	u := &unpacking{layer: l, key: k, mem: i.mem, tree: tr, blob: f.turn(), cancel: func() {}}
-	return u.run(t.Context())
+	p := i.passages([]*layerKey{k})
+	i.start(t.Context(), p, make(chan struct{}, 1), func(int64) {})
+	return p[0].unpack(mustTree(t))
 }
 
 func TestPublicNonceAndUnauthenticatedPacketsLeaveThePlaintextOpen(t *testing.T) {

@@ -66,15 +66,25 @@ func (i *Image) Unpack(ctx context.Context, dir string, keys Keys, lim Limits, p
 		return fail(-1, ctx.Err())
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	f := i.fetchAll(ctx, opened, progress)
-	defer f.close()
-	defer cancel() // runs before close: what is still on the wire ends at once
-	for n := range i.Layers {
-		u := &unpacking{layer: &i.Layers[n], key: opened[n], mem: i.mem, tree: t, blob: f.turn(), cancel: cancel}
-		if err := u.run(ctx); err != nil {
+	layers, slots := i.passages(opened), make(chan struct{}, aheadLayers)
+	started := make(chan struct{})
+	go func() {
+		defer close(started)
+		i.start(ctx, layers, slots, progress)
+	}()
+	defer func() {
+		cancel() // what is still on the wire ends at once
+		<-started
+		for _, p := range layers {
+			p.close()
+		}
+	}()
+	for n, p := range layers {
+		if err := p.unpack(t); err != nil {
 			return fail(n, err)
 		}
-		f.done()
+		p.close()
+		<-slots
 	}
 	i.PlainHTTP = i.PlainHTTP || i.reg.guard.usedPlain.Load()
 	if err := t.Seal(); err != nil {
