@@ -12,9 +12,9 @@ import (
 	"hash"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/ampoule-vm/ampoule/internal/inflate"
 	"github.com/ampoule-vm/ampoule/internal/tree"
 )
 
@@ -176,17 +176,12 @@ func (p *passage) archive(ctx context.Context, from store) error {
 }
 
 func (p *passage) decompress(ctx context.Context, src io.Reader) (io.Reader, error) {
-	in := bufio.NewReaderSize(src, chunkSize/2) // the decompressors know this type and read from its buffer
 	switch p.layer.comp {
 	case gzipped:
-		z, err := gzip.NewReader(in)
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		return p.checked("gzip", z), p.fault("gzip", err)
+		return &checkedFormat{p, "gzip", inflate.NewReader(src)}, nil
 	case zstded:
-		z, err := p.zstd(ctx, in)
-		return p.checked("zstd", z), p.fault("zstd", err)
+		z, err := p.zstd(ctx, bufio.NewReaderSize(src, chunkSize/2))
+		return &checkedFormat{p, "zstd", z}, p.fault("zstd", err)
 	}
 	return src, nil
 }
@@ -250,6 +245,7 @@ func (p *passage) checked(format string, r io.Reader) io.Reader {
 	return &checkedFormat{p, format, r}
 }
 
+// checkedFormat is a decompressor that blames whom it should.
 type checkedFormat struct {
 	*passage
 	format string
