@@ -1,0 +1,132 @@
+package bench
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hmac"
+	"crypto/sha256"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+// Parts are the times of what nobody can leave out, over all bytes of an image, each part by itself on one processor.
+type Parts struct {
+	Digest  time.Duration // SHA-256 of the blobs, which the manifest names
+	HMAC    time.Duration // of the blobs, which the public options name
+	Cipher  time.Duration // AES-256-CTR of the blobs
+	Inflate time.Duration // gzip or zstd
+	DiffID  time.Duration // SHA-256 of the archives, which the config names
+	Longest time.Duration // the longest part of a layer
+}
+
+// Sum is all parts one after the other.
+func (p Parts) Sum() time.Duration { return p.Digest + p.HMAC + p.Cipher + p.Inflate + p.DiffID }
+
+// Bound is the shortest time that so many processors can do the parts in: their share of the sum, or the longest part of
+// a layer, which one of them has to do alone, whichever is longer.
+func (p Parts) Bound(cores int) time.Duration { return max(p.Sum()/time.Duration(cores), p.Longest) }
+
+// parts measures the parts of an image: one pass, each part with its chunk in the processor's cache.
+func (s *Shelf) parts(img *Image) (all Parts, err error) {
+	for n, desc := range img.Layers {
+		p, err := s.layerParts(desc.Digest.String(), img.kinds[n], img.keys[n])
+		if err != nil {
+			return all, fmt.Errorf("layer %d: %w", n, err)
+		}
+		all = Parts{
+			all.Digest + p.Digest, all.HMAC + p.HMAC, all.Cipher + p.Cipher, all.Inflate + p.Inflate, all.DiffID + p.DiffID,
+			max(all.Longest, p.Digest, p.HMAC, p.Cipher, p.Inflate, p.DiffID),
+		}
+	}
+	return all, nil
+}
+
+const chunk = 256 << 10 // bytes
+
+func (s *Shelf) layerParts(name string, comp Compression, key blobKey) (p Parts, err error) {
+	file, err := os.Open(s.path(name))
+	if err != nil {
+		return p, err
+	}
+	defer file.Close()
+	block, err := aes.NewCipher(key.sym)
+	if err != nil {
+		return p, err
+	}
+	src := &partsReader{
+		file: file, parts: &p, buf: make([]byte, chunk),
+		sum: sha256.New(), mac: hmac.New(sha256.New, key.sym), ctr: cipher.NewCTR(block, key.nonce),
+	}
+	var archive io.Reader = src
+	switch comp {
+	case Gzip:
+		if archive, err = gzip.NewReader(src); err != nil {
+			return p, err
+		}
+	case Zstd:
+		z, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1))
+		if err != nil {
+			return p, err
+		}
+		defer z.Close()
+		archive = z
+	}
+	diff, out := sha256.New(), make([]byte, chunk)
+	for err == nil {
+		var n int
+		start, below := time.Now(), src.took
+		n, err = archive.Read(out)
+		p.Inflate += time.Since(start) - (src.took - below)
+		start = time.Now()
+		diff.Write(out[:n])
+		p.DiffID += time.Since(start)
+	}
+	if err != io.EOF {
+		return p, err
+	}
+	return p, nil
+}
+
+// partsReader is a blob deciphered. It also counts the time that it takes itself.
+type partsReader struct {
+	file     io.Reader
+	parts    *Parts
+	sum, mac hash.Hash
+	ctr      cipher.Stream
+	buf      []byte
+	rest     []byte
+	took     time.Duration
+}
+
+func (r *partsReader) Read(b []byte) (int, error) {
+	start := time.Now()
+	defer func() { r.took += time.Since(start) }()
+	if len(r.rest) == 0 {
+		n, err := io.ReadFull(r.file, r.buf)
+		if n == 0 {
+			return 0, err
+		}
+		r.rest = r.buf[:n]
+		t := []time.Time{time.Now()}
+		for _, f := range []func(){
+			func() { r.sum.Write(r.rest) },
+			func() { r.mac.Write(r.rest) },
+			func() { r.ctr.XORKeyStream(r.rest, r.rest) },
+		} {
+			f()
+			t = append(t, time.Now())
+		}
+		r.parts.Digest += t[1].Sub(t[0])
+		r.parts.HMAC += t[2].Sub(t[1])
+		r.parts.Cipher += t[3].Sub(t[2])
+	}
+	n := copy(b, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
