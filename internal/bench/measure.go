@@ -15,11 +15,11 @@ import (
 
 // Usage is what a process took. Sizes are in bytes.
 type Usage struct {
-	Wall  time.Duration
-	Inner time.Duration // of Wall, what is not the program's own start; 0 if not known
-	CPU   time.Duration // user and system
-	Peak  int64         // resident memory at its highest
-	Held  int64         // in files at the highest, besides those that it was asked for
+	Wall  time.Duration `json:"wall_ns"`
+	Inner time.Duration `json:"inner_ns"`   // of Wall, what is not the program's own start; 0 if not known
+	CPU   time.Duration `json:"cpu_ns"`     // user and system
+	Peak  int64         `json:"peak_bytes"` // resident memory at its highest
+	Held  int64         `json:"held_bytes"` // in files at the highest, besides those that it was asked for
 }
 
 // then adds a process that ran afterwards.

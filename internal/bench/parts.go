@@ -13,16 +13,17 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
 )
 
 // Parts are the times of what nobody can leave out, over all bytes of an image, each part by itself on one processor.
 type Parts struct {
-	Digest  time.Duration // SHA-256 of the blobs, which the manifest names
-	HMAC    time.Duration // of the blobs, which the public options name
-	Cipher  time.Duration // AES-256-CTR of the blobs
-	Inflate time.Duration // gzip or zstd
-	DiffID  time.Duration // SHA-256 of the archives, which the config names
-	Longest time.Duration // the longest part of a layer
+	Digest  time.Duration `json:"digest"`  // SHA-256 of the blobs, which the manifest names
+	HMAC    time.Duration `json:"hmac"`    // of the blobs, which the public options name
+	Cipher  time.Duration `json:"cipher"`  // AES-256-CTR of the blobs
+	Inflate time.Duration `json:"inflate"` // gzip or zstd
+	DiffID  time.Duration `json:"diffid"`  // SHA-256 of the archives, which the config names
+	Longest time.Duration `json:"longest"` // the longest part of a layer
 }
 
 // Sum is all parts one after the other.
@@ -35,7 +36,10 @@ func (p Parts) Bound(cores int) time.Duration { return max(p.Sum()/time.Duration
 // parts measures the parts of an image: one pass, each part with its chunk in the processor's cache.
 func (s *Shelf) parts(img *Image) (all Parts, err error) {
 	for n, desc := range img.Layers {
-		p, err := s.layerParts(desc.Digest.String(), img.kinds[n], img.keys[n])
+		p, diffID, err := s.layerParts(desc.Digest.String(), img.kinds[n], img.keys[n])
+		if err == nil && diffID != img.diffIDs[n] {
+			err = fmt.Errorf("measured %s, the image has %s", diffID, img.diffIDs[n])
+		}
 		if err != nil {
 			return all, fmt.Errorf("layer %d: %w", n, err)
 		}
@@ -49,15 +53,15 @@ func (s *Shelf) parts(img *Image) (all Parts, err error) {
 
 const chunk = 256 << 10 // bytes
 
-func (s *Shelf) layerParts(name string, comp Compression, key blobKey) (p Parts, err error) {
+func (s *Shelf) layerParts(name string, comp Compression, key blobKey) (p Parts, diffID digest.Digest, err error) {
 	file, err := os.Open(s.path(name))
 	if err != nil {
-		return p, err
+		return p, "", err
 	}
 	defer file.Close()
 	block, err := aes.NewCipher(key.sym)
 	if err != nil {
-		return p, err
+		return p, "", err
 	}
 	src := &partsReader{
 		file: file, parts: &p, buf: make([]byte, chunk),
@@ -67,12 +71,12 @@ func (s *Shelf) layerParts(name string, comp Compression, key blobKey) (p Parts,
 	switch comp {
 	case Gzip:
 		if archive, err = gzip.NewReader(src); err != nil {
-			return p, err
+			return p, "", err
 		}
 	case Zstd:
 		z, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1))
 		if err != nil {
-			return p, err
+			return p, "", err
 		}
 		defer z.Close()
 		archive = z
@@ -88,9 +92,9 @@ func (s *Shelf) layerParts(name string, comp Compression, key blobKey) (p Parts,
 		p.DiffID += time.Since(start)
 	}
 	if err != io.EOF {
-		return p, err
+		return p, "", err
 	}
-	return p, nil
+	return p, digest.NewDigest(digest.SHA256, diff), nil
 }
 
 // partsReader is a blob deciphered. It also counts the time that it takes itself.

@@ -140,6 +140,7 @@ type Image struct {
 	config   digest.Digest
 	kinds    []Compression // of the layers
 	keys     []blobKey     // likewise
+	diffIDs  []digest.Digest
 }
 
 // A blobKey opens one layer.
@@ -156,9 +157,10 @@ func (s *Shelf) Make(ctx context.Context, tag string, encrypted bool, layers ...
 			return nil, fmt.Errorf("image %s: layer %d: %w", tag, n, err)
 		}
 		img.Layers, img.kinds, img.keys = append(img.Layers, desc), append(img.kinds, l.Compression), append(img.keys, key)
+		img.diffIDs = append(img.diffIDs, diffID)
 		img.Bytes += size
-		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, diffID)
 	}
+	config.RootFS.DiffIDs = img.diffIDs
 	b, err := json.Marshal(config)
 	if err != nil {
 		return nil, err

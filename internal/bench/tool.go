@@ -17,8 +17,8 @@ import (
 
 // A Tool pulls, decrypts and unpacks images.
 type Tool struct {
-	Name string // as tables head a column
-	What string // program and version
+	Name string `json:"name"` // as tables head a column
+	What string `json:"what"` // programs and versions
 	// pull takes an encrypted image from a shelf and leaves its files in the folder root below dir, which exists.
 	pull func(ctx context.Context, s *Shelf, img *Image, dir string) (u Usage, root string, err error)
 }
