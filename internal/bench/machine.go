@@ -69,13 +69,7 @@ func available() int64 {
 	if err != nil {
 		return 0
 	}
-	for line := range bytes.Lines(b) {
-		if f := bytes.Fields(line); len(f) == 3 && string(f[0]) == "MemAvailable:" {
-			kib, _ := strconv.ParseInt(string(f[1]), 10, 64)
-			return kib << 10
-		}
-	}
-	return 0
+	return statusLine(b, "MemAvailable:")
 }
 
 // confine keeps this process, and what it starts, on the first cores processors that it may run on.

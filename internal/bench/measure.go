@@ -19,12 +19,13 @@ type Usage struct {
 	Inner time.Duration `json:"inner_ns"`   // of Wall, what is not the program's own start; 0 if not known
 	CPU   time.Duration `json:"cpu_ns"`     // user and system
 	Peak  int64         `json:"peak_bytes"` // resident memory at its highest
+	Anon  int64         `json:"anon_bytes"` // likewise, without the pages of files such as the program's own
 	Held  int64         `json:"held_bytes"` // in files at the highest, besides those that it was asked for
 }
 
 // then adds a process that ran afterwards.
 func (u Usage) then(v Usage) Usage {
-	return Usage{u.Wall + v.Wall, u.Inner + v.Inner, u.CPU + v.CPU, max(u.Peak, v.Peak), max(u.Held, v.Held)}
+	return Usage{u.Wall + v.Wall, u.Inner + v.Inner, u.CPU + v.CPU, max(u.Peak, v.Peak), max(u.Anon, v.Anon), max(u.Held, v.Held)}
 }
 
 // Measure runs a program to its end. What it says on standard error is part of the error. Held is what the file system
@@ -60,7 +61,7 @@ func watch(pid int, dir string, ended <-chan struct{}) (u Usage) {
 	defer tick.Stop()
 	for {
 		if b, err := os.ReadFile(status); err == nil {
-			u.Peak = max(u.Peak, highWater(b))
+			u.Peak, u.Anon = max(u.Peak, statusLine(b, "VmHWM:")), max(u.Anon, statusLine(b, "RssAnon:"))
 		}
 		u.Held = max(u.Held, inUse(dir))
 		select {
@@ -80,10 +81,10 @@ func inUse(dir string) int64 {
 	return int64(st.Blocks-st.Bfree) * st.Bsize
 }
 
-// highWater is the line VmHWM of /proc/PID/status, bytes. A process that has ended has none.
-func highWater(status []byte) int64 {
+// statusLine is a line of /proc/PID/status or /proc/meminfo, bytes, or 0. A process that has ended has none.
+func statusLine(status []byte, name string) int64 {
 	for line := range bytes.Lines(status) {
-		if f := bytes.Fields(line); len(f) == 3 && string(f[0]) == "VmHWM:" {
+		if f := bytes.Fields(line); len(f) == 3 && string(f[0]) == name {
 			kib, _ := strconv.ParseInt(string(f[1]), 10, 64)
 			return kib << 10
 		}

@@ -265,6 +265,7 @@ func medianUsage(runs []Usage) Usage {
 		median(runs, func(u Usage) time.Duration { return u.Inner }),
 		median(runs, func(u Usage) time.Duration { return u.CPU }),
 		median(runs, func(u Usage) int64 { return u.Peak }),
+		median(runs, func(u Usage) int64 { return u.Anon }),
 		median(runs, func(u Usage) int64 { return u.Held }),
 	}
 }

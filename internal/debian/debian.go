@@ -57,8 +57,7 @@ func CacheDir() string {
 // without asking whether the suite has newer. Calls from several processes wait for one another.
 func Fetch(ctx context.Context, cacheDir, suite string, packages []string, progress io.Writer) (*Root, error) {
 	sorted := slices.Compact(slices.Sorted(slices.Values(packages)))
-	sum := sha256.Sum256([]byte("ampoule debian root 1\n" + suite + "\n" + strings.Join(sorted, "\n")))
-	dir := filepath.Join(cacheDir, suite+"-"+hex.EncodeToString(sum[:6]))
+	dir := filepath.Join(cacheDir, folder(suite, sorted))
 	if err := os.MkdirAll(cacheDir, 0o700); err != nil {
 		return nil, err
 	}
@@ -83,6 +82,12 @@ func Fetch(ctx context.Context, cacheDir, suite string, packages []string, progr
 		return nil, err
 	}
 	return open(dir)
+}
+
+// folder is the name of a root in a cache.
+func folder(suite string, packages []string) string {
+	sum := sha256.Sum256([]byte("ampoule debian root 1\n" + suite + "\n" + strings.Join(packages, "\n")))
+	return suite + "-" + hex.EncodeToString(sum[:6])
 }
 
 // lock waits for the lock on a file, which the kernel drops when a process ends, however it does.

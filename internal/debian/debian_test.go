@@ -18,7 +18,8 @@ func TestFetch(t *testing.T) {
 		t.Run(suite, func(t *testing.T) {
 			cache := t.TempDir()
 			// As an interrupted call leaves it.
-			if err := os.MkdirAll(filepath.Join(cache, suite+"-x.partial", "root"), 0o700); err != nil {
+			unfinished := filepath.Join(cache, folder(suite, []string{"xz-utils"})+".partial", "root", "usr", "bin", "xz")
+			if err := os.MkdirAll(unfinished, 0o700); err != nil {
 				t.Fatal(err)
 			}
 			var wg sync.WaitGroup
@@ -57,7 +58,7 @@ func TestFetch(t *testing.T) {
 			if !errors.Is(err, ErrNotServed) {
 				t.Errorf("without apt: %v, want ErrNotServed", err)
 			}
-			left, _ := filepath.Glob(filepath.Join(cache, "*.partial", "apt"))
+			left, _ := filepath.Glob(filepath.Join(cache, "*.partial"))
 			if len(left) != 0 {
 				t.Errorf("a failed fetch leaves %v", left)
 			}
