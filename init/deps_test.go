@@ -149,7 +149,7 @@ var arrows = map[string]string{
 	"mkimage":                      "kernel-config internal/cmdline internal/evidence internal/manifest internal/measure",
 	"qemu":                         "qemu/vhostvsock internal/cmdline internal/evidence internal/manifest internal/measure internal/psp internal/result",
 	"qemu/vhostvsock":              "",
-	"internal/bench":               "image internal/debian",
+	"internal/bench":               "image internal/debian internal/inflate",
 	"internal/debian":              "",
 	"internal/demo":                "image internal/evidence internal/kbs/kbsserver internal/manifest internal/psp internal/verify",
 	"test/probe":                   "",

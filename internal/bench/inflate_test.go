@@ -9,10 +9,12 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
+
+	"github.com/ampoule-vm/ampoule/internal/inflate"
 )
 
-// BenchmarkGunzip compares what could inflate layers: the standard library and klauspost's, which has faster loops for
-// some readers than for others.
+// BenchmarkGunzip compares what could inflate layers: ours, the standard library, and klauspost's, which has faster
+// loops for some readers than for others.
 func BenchmarkGunzip(b *testing.B) {
 	const size = 32 * mib
 	type opener = func([]byte) (io.Reader, error)
@@ -27,6 +29,7 @@ func BenchmarkGunzip(b *testing.B) {
 			name string
 			open opener
 		}{
+			{"inflate", func(z []byte) (io.Reader, error) { return inflate.NewReader(hidden(z)), nil }},
 			{"std", func(z []byte) (io.Reader, error) { return stdgzip.NewReader(hidden(z)) }},
 			{"klauspost", func(z []byte) (io.Reader, error) { return gzip.NewReader(hidden(z)) }},
 			{"klauspost,bufio", func(z []byte) (io.Reader, error) { return gzip.NewReader(bufio.NewReaderSize(hidden(z), 64<<10)) }},
