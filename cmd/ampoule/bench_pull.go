@@ -27,7 +27,8 @@ kept on --cores processors.
 
 "Of the machine" is max(S ÷ cores, L) ÷ T. S is the sum of what nobody can leave out, each part measured by itself on
 one processor on the same bytes: SHA-256, HMAC-SHA-256 and AES-256-CTR of the blobs, gzip or zstd, SHA-256 of the
-archives. L is the longest part of a layer. T is the time that ampoule pull itself reports.
+archives. L is the longest part of a layer. T is the time that ampoule pull itself reports. "With I/O" has in S also the
+receiving of the blobs, the registry's work included, and the writing of as many files.
 
 Memory is the highest resident size of a process, and the files that were there at the highest besides those unpacked:
 for the peers, the decrypted layout.

@@ -5,14 +5,18 @@ import (
 	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
+	"net/http"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/ampoule-vm/ampoule/internal/inflate"
 )
@@ -24,29 +28,44 @@ type Parts struct {
 	Cipher  time.Duration `json:"cipher"`  // AES-256-CTR of the blobs
 	Inflate time.Duration `json:"inflate"` // gzip or zstd, by the fastest that there is in Go
 	DiffID  time.Duration `json:"diffid"`  // SHA-256 of the archives, which the config names
+	Receive time.Duration `json:"receive"` // of the blobs by HTTP on loopback, the registry's part included
+	Write   time.Duration `json:"write"`   // of as many files of the same sizes
 	Longest time.Duration `json:"longest"` // the longest part of a layer
 }
 
-// Sum is all parts one after the other.
-func (p Parts) Sum() time.Duration { return p.Digest + p.HMAC + p.Cipher + p.Inflate + p.DiffID }
+// arithmetic is all parts but receiving and writing, one after the other.
+func (p Parts) arithmetic() time.Duration { return p.Digest + p.HMAC + p.Cipher + p.Inflate + p.DiffID }
 
-// Bound is the shortest time that so many processors can do the parts in: their share of the sum, or the longest part of
-// a layer, which one of them has to do alone, whichever is longer.
-func (p Parts) Bound(cores int) time.Duration { return max(p.Sum()/time.Duration(cores), p.Longest) }
+// Bound is the shortest time that so many processors can do the arithmetic in: their share of its sum, or the longest
+// part of a layer, which one of them has to do alone, whichever is longer.
+func (p Parts) Bound(cores int) time.Duration {
+	return max(p.arithmetic()/time.Duration(cores), p.Longest)
+}
+
+// BoundIO is Bound with receiving and writing.
+func (p Parts) BoundIO(cores int) time.Duration {
+	return max((p.arithmetic()+p.Receive+p.Write)/time.Duration(cores), p.Longest)
+}
 
 // parts measures the parts of an image: one pass, each part with its chunk in the processor's cache.
 func (s *Shelf) parts(img *Image) (all Parts, err error) {
 	for n, desc := range img.Layers {
-		p, diffID, err := s.layerParts(desc.Digest.String(), img.kinds[n], img.keys[n])
+		p, diffID, err := s.layerParts(desc.Digest.String(), img.layers[n].Compression, img.keys[n])
 		if err == nil && diffID != img.diffIDs[n] {
 			err = fmt.Errorf("measured %s, the image has %s", diffID, img.diffIDs[n])
 		}
 		if err != nil {
 			return all, fmt.Errorf("layer %d: %w", n, err)
 		}
+		if p.Receive, err = s.receive(desc.Digest.String()); err != nil {
+			return all, err
+		}
+		if p.Write, err = img.layers[n].writeFiles(s.dir); err != nil {
+			return all, err
+		}
 		all = Parts{
 			all.Digest + p.Digest, all.HMAC + p.HMAC, all.Cipher + p.Cipher, all.Inflate + p.Inflate, all.DiffID + p.DiffID,
-			max(all.Longest, p.Digest, p.HMAC, p.Cipher, p.Inflate, p.DiffID),
+			all.Receive + p.Receive, all.Write + p.Write, max(all.Longest, p.Digest, p.HMAC, p.Cipher, p.Inflate, p.DiffID),
 		}
 	}
 	return all, nil
@@ -73,7 +92,7 @@ func (s *Shelf) layerParts(name string, comp Compression, key blobKey) (p Parts,
 	case Gzip:
 		archive = inflate.NewReader(src)
 	case Zstd:
-		z, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1))
+		z, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return p, "", err
 		}
@@ -132,4 +151,54 @@ func (r *partsReader) Read(b []byte) (int, error) {
 	n := copy(b, r.rest)
 	r.rest = r.rest[n:]
 	return n, nil
+}
+
+// receive is what this process, client and registry, computes for one blob to be fetched and dropped.
+func (s *Shelf) receive(name string) (time.Duration, error) {
+	before := ownCPU()
+	resp, err := http.Get("http://" + s.Host + "/v2/bench/blobs/" + name)
+	if err != nil {
+		return 0, err
+	}
+	buf := make([]byte, chunk)
+	for err == nil {
+		_, err = resp.Body.Read(buf)
+	}
+	if err != io.EOF {
+		return 0, errors.Join(err, resp.Body.Close())
+	}
+	return ownCPU() - before, resp.Body.Close()
+}
+
+// ownCPU is this process's processor time until now.
+func ownCPU() time.Duration {
+	var ru unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &ru) != nil {
+		return 0
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
+
+// writeFiles writes files as the layer has them below dir, and removes them, which does not count.
+func (l Layer) writeFiles(dir string) (took time.Duration, err error) {
+	dir, err = os.MkdirTemp(dir, "write-*")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	buf := make([]byte, chunk)
+	start := time.Now()
+	for n, size := range l.sizes() {
+		f, err := os.Create(filepath.Join(dir, fmt.Sprint(n)))
+		if err != nil {
+			return 0, err
+		}
+		for left := size; left > 0 && err == nil; left -= chunk {
+			_, err = f.Write(buf[:min(left, chunk)])
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			return 0, err
+		}
+	}
+	return time.Since(start), nil
 }

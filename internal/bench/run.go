@@ -121,6 +121,7 @@ type Result struct {
 	Tools []Figures     `json:"tools"`
 	Parts Parts         `json:"parts_ns"`
 	Bound time.Duration `json:"bound_ns"`
+	IO    time.Duration `json:"bound_io_ns"`
 }
 
 // Figures are a tool's for one case: all runs, and for each quantity the median.
@@ -224,9 +225,9 @@ func (b *bench) measure(ctx context.Context, c Case) (_ *Result, err error) {
 			f.Median = medianUsage(f.Runs)
 		}
 	}
-	slices.SortFunc(parts, func(p, q Parts) int { return int(p.Sum() - q.Sum()) })
+	slices.SortFunc(parts, func(p, q Parts) int { return int(p.arithmetic() - q.arithmetic()) })
 	r.Parts = parts[(len(parts)-1)/2]
-	r.Bound = r.Parts.Bound(b.Cores)
+	r.Bound, r.IO = r.Parts.Bound(b.Cores), r.Parts.BoundIO(b.Cores)
 	var line []string
 	for i, f := range r.Tools {
 		if f.Cannot == "" {

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"os"
@@ -138,8 +139,8 @@ type Image struct {
 	Layers   []v1.Descriptor
 	manifest digest.Digest
 	config   digest.Digest
-	kinds    []Compression // of the layers
-	keys     []blobKey     // likewise
+	layers   []Layer   // as asked for
+	keys     []blobKey // of the layers
 	diffIDs  []digest.Digest
 }
 
@@ -156,7 +157,7 @@ func (s *Shelf) Make(ctx context.Context, tag string, encrypted bool, layers ...
 		if err != nil {
 			return nil, fmt.Errorf("image %s: layer %d: %w", tag, n, err)
 		}
-		img.Layers, img.kinds, img.keys = append(img.Layers, desc), append(img.kinds, l.Compression), append(img.keys, key)
+		img.Layers, img.layers, img.keys = append(img.Layers, desc), append(img.layers, l), append(img.keys, key)
 		img.diffIDs = append(img.diffIDs, diffID)
 		img.Bytes += size
 	}
@@ -264,6 +265,26 @@ func (s *Shelf) annotations(finish blockcipher.Finalizer, plain digest.Digest) (
 	}, key, nil
 }
 
+// sizes are the numbers and sizes of the layer's files.
+func (l Layer) sizes() iter.Seq2[int, int64] {
+	return func(yield func(int, int64) bool) {
+		left := l.Bytes
+		for n := range l.Files {
+			size := l.Bytes / int64(l.Files)
+			if l.Uneven { // from 0 to 2 of the mean, in 8 steps; the sum of 9 is 9 means
+				size = size * int64(n%9) / 4
+			}
+			if n == l.Files-1 {
+				size = left
+			}
+			left -= size
+			if !yield(n, size) {
+				return
+			}
+		}
+	}
+}
+
 // write writes the blob, as it is before encryption, to w, and the archive to archive besides.
 func (l Layer) write(ctx context.Context, seed uint64, w, archive io.Writer) error {
 	out := nopCloser(w)
@@ -284,19 +305,10 @@ func (l Layer) write(ctx context.Context, seed uint64, w, archive io.Writer) err
 			return err
 		}
 	}
-	left := l.Bytes
-	for n := range l.Files {
+	for n, size := range l.sizes() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		size := l.Bytes / int64(l.Files)
-		if l.Uneven { // from 0 to 2 of the mean, in 8 steps; the sum of 9 is 9 means
-			size = size * int64(n%9) / 4
-		}
-		if n == l.Files-1 {
-			size = left
-		}
-		left -= size
 		if err := t.WriteHeader(&tar.Header{Name: fmt.Sprintf("layer%d/d%d/f%d", seed, n%dirs, n), Mode: 0o644, Size: size}); err != nil {
 			return err
 		}

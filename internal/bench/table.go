@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Text is the report for a terminal: tables of Markdown, their columns aligned.
@@ -46,7 +47,7 @@ func (r *Report) rates() [][]string {
 	for _, tool := range r.Tools[1:] {
 		head = append(head, "× "+tool.Name)
 	}
-	rows := [][]string{append(head, "of the machine")}
+	rows := [][]string{append(head, "of the machine", "with I/O")}
 	for _, c := range r.Cases {
 		row := []string{c.name()}
 		ours := Rate(c.Bytes, c.Tools[0].Median.Wall)
@@ -62,7 +63,10 @@ func (r *Report) rates() [][]string {
 			}
 		}
 		row = append(row, times...)
-		rows = append(rows, append(row, fmt.Sprintf("%.2f of %.0f", c.Bound.Seconds()/c.Tools[0].Median.Inner.Seconds(), Rate(c.Bytes, c.Bound)/mib)))
+		for _, bound := range []time.Duration{c.Bound, c.IO} {
+			row = append(row, fmt.Sprintf("%.2f of %.0f", bound.Seconds()/c.Tools[0].Median.Inner.Seconds(), Rate(c.Bytes, bound)/mib))
+		}
+		rows = append(rows, row)
 	}
 	return rows
 }
