@@ -30,7 +30,8 @@ lint:
 
 bench: setup
 	go run ./cmd/ampoule bench
-	go test -run '^$$' -bench 'Unpack|OcicryptBlockCipher' -benchtime 3x ./image
+	go run ./cmd/ampoule bench pull
+	go test -run '^$$' -bench . -benchtime 3x ./image ./internal/bench
 
 fuzz:
 	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r d; do \

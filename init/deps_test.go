@@ -18,7 +18,7 @@ var never = []string{
 	"google.golang.org/protobuf", "google.golang.org/grpc", "github.com/google/go-sev-guest", "github.com/google/go-tdx-guest",
 	"github.com/containers/ocicrypt", "github.com/u-root/u-root",
 	module + "/mkimage", module + "/qemu", module + "/cmd", module + "/test", module + "/kernel-config",
-	module + "/internal/verify", module + "/internal/measure", module + "/internal/psp", module + "/internal/paravisor", module + "/internal/demo", module + "/internal/kbs/kbsserver",
+	module + "/internal/verify", module + "/internal/measure", module + "/internal/psp", module + "/internal/paravisor", module + "/internal/demo", module + "/internal/debian", module + "/internal/bench", module + "/internal/kbs/kbsserver",
 }
 
 const module = "github.com/ampoule-vm/ampoule"
@@ -149,13 +149,15 @@ var arrows = map[string]string{
 	"mkimage":                      "kernel-config internal/cmdline internal/evidence internal/manifest internal/measure",
 	"qemu":                         "qemu/vhostvsock internal/cmdline internal/evidence internal/manifest internal/measure internal/psp internal/result",
 	"qemu/vhostvsock":              "",
+	"internal/bench":               "image internal/debian internal/inflate",
+	"internal/debian":              "",
 	"internal/demo":                "image internal/evidence internal/kbs/kbsserver internal/manifest internal/psp internal/verify",
 	"test/probe":                   "",
 	"test/quoter":                  "internal/guest",
 	"test/bridge":                  "",
 	"init": "image internal/cmdline internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/registryauth internal/secret internal/result internal/sink internal/source " +
 		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/workload",
-	"cmd/ampoule": "image mkimage qemu internal/cmdline internal/demo internal/evidence internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/psp internal/result internal/verify",
+	"cmd/ampoule": "image mkimage qemu internal/bench internal/debian internal/cmdline internal/demo internal/evidence internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/psp internal/result internal/verify",
 }
 
 func TestArrows(t *testing.T) {

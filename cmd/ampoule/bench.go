@@ -23,6 +23,9 @@ import (
 
 const benchHelp = `
 usage: ampoule bench [--runs N] [--out DIR] [--json]
+       ampoule bench pull …
+
+The second form compares pulling images with Debian's tools: see ampoule bench pull -h. The first one:
 
 Boots the demo's image N times with the demo's job, with QEMU's built-in firmware, and prints for each run and as
 median:
@@ -65,6 +68,9 @@ type benchReport struct {
 }
 
 func benchVerb(ctx context.Context, args []string, std stdio) error {
+	if len(args) > 0 && args[0] == "pull" {
+		return benchPullVerb(ctx, args[1:], std)
+	}
 	fs := flags("bench", benchHelp, std)
 	runs := fs.Int("runs", 5, "how many boots")
 	out := fs.String("out", "out/bench", "folder for everything; the last run's artefacts stay in its run/")
