@@ -38,8 +38,7 @@ var (
 // directories are opened without following a link: parents that are links are resolved here, inside the tree, as they would be after chroot
 // (an absolute link starts at the tree's root, and ".." stops there). So a Debian /lib → usr/lib works.
 type Tree struct {
-	root   *os.Root // for what is removed with all below it
-	top    *folder  // the same directory
+	top    *folder
 	lim    Limits
 	budget budget
 	buf    []byte
@@ -57,18 +56,12 @@ type Tree struct {
 
 // Open makes a tree of dir, which must exist and be empty. Until Seal it is open to the caller only.
 func Open(dir string, lim Limits) (*Tree, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, err
-	}
 	fd, err := unix.Open(dir, openDir, 0)
 	if err != nil {
-		root.Close()
 		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	lim = lim.withDefaults()
 	t := &Tree{
-		root:       root,
 		top:        &folder{fd: fd, at: "."},
 		lim:        lim,
 		budget:     budget{bytes: lim.Bytes, content: lim.Bytes, entries: lim.Entries},
@@ -89,7 +82,6 @@ func Open(dir string, lim Limits) (*Tree, error) {
 func (t *Tree) Close() {
 	t.forget()
 	unix.Close(t.top.fd)
-	t.root.Close()
 }
 
 // Seal gives directories the modes that were in the way, the deepest first: a parent may forbid what its children still need.
@@ -98,21 +90,19 @@ func (t *Tree) Seal() error {
 		return err
 	}
 	for _, p := range slices.Backward(slices.Sorted(maps.Keys(t.later))) {
-		if fi, err := t.root.Lstat(p); err != nil || !fi.IsDir() {
+		f, err := t.open(p, false)
+		if err != nil {
 			continue // replaced or whited out since
 		}
-		if err := t.root.Chmod(p, fs.FileMode(t.later[p]&0o777)|sticky(t.later[p])); err != nil {
-			return err
+		if f.at == p { // and not what a link has in its place
+			err = unix.Fchmod(f.fd, t.later[p])
+		}
+		unix.Close(f.fd)
+		if err != nil {
+			return os.NewSyscallError("fchmod", err)
 		}
 	}
 	return os.NewSyscallError("fchmod", unix.Fchmod(t.top.fd, t.topMode))
-}
-
-func sticky(mode uint32) fs.FileMode {
-	if mode&unix.S_ISVTX != 0 {
-		return fs.ModeSticky
-	}
-	return 0
 }
 
 // Tar unpacks an archive, one layer, over what is there: whiteouts hide what earlier ones left. Ustar, PAX and GNU archives are read, sparse

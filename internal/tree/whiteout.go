@@ -93,7 +93,8 @@ func (t *Tree) whiteout(h *tar.Header, dir, base string) error {
 		return err
 	}
 	if base == opaque {
-		err = t.removeLowerIn(f.fd, f.at)
+		err = t.empty(f.fd, f.at, t.removeLower)
+		t.noteWhole(f.at)
 		f.ours = true
 		return err
 	}
@@ -113,15 +114,16 @@ func (t *Tree) removeLower(f *folder, base string) error {
 	switch err {
 	case nil:
 		defer unix.Close(fd)
-		return t.removeLowerIn(fd, full)
+		t.noteWhole(full) // done once: no archive can make it cost more than there is
+		return t.empty(fd, full, t.removeLower)
 	case unix.ENOTDIR, unix.ENOENT:
 		return nil
 	}
 	return os.NewSyscallError("openat", err)
 }
 
-// removeLowerIn empties a directory of what is not this layer's. That is done once: no archive can make it cost more than there is.
-func (t *Tree) removeLowerIn(fd int, at string) error {
+// empty removes what is in a directory, each by remove, and leaves its time as it was.
+func (t *Tree) empty(fd int, at string, remove func(*folder, string) error) error {
 	was, err := timesOf(fd)
 	if err != nil {
 		return err
@@ -136,7 +138,7 @@ func (t *Tree) removeLowerIn(fd int, at string) error {
 	for {
 		names, err := d.Readdirnames(1000)
 		for _, n := range names {
-			if err := t.removeLower(f, n); err != nil {
+			if err := remove(f, n); err != nil {
 				return err
 			}
 		}
@@ -147,7 +149,6 @@ func (t *Tree) removeLowerIn(fd int, at string) error {
 			return err
 		}
 	}
-	t.noteWhole(at)
 	return setTimes(fd, "", was)
 }
 
@@ -160,8 +161,16 @@ func (t *Tree) remove(f *folder, base string) error {
 	case nil, unix.ENOENT:
 		return nil
 	case unix.EISDIR:
-		return t.root.RemoveAll(path.Join(f.at, base))
 	default:
 		return os.NewSyscallError("unlinkat", err)
 	}
+	fd, err := openIn(f.fd, base)
+	if err != nil {
+		return os.NewSyscallError("openat", err)
+	}
+	defer unix.Close(fd)
+	if err := t.empty(fd, path.Join(f.at, base), t.remove); err != nil {
+		return err
+	}
+	return os.NewSyscallError("unlinkat", unix.Unlinkat(f.fd, base, unix.AT_REMOVEDIR))
 }
