@@ -82,7 +82,8 @@ func findDirectory(r io.ReaderAt, size int64) (directory, error) {
 	d := directory{int64(le.Uint32(end[16:])), int64(le.Uint32(end[12:])), uint64(le.Uint16(end[10:]))}
 	disks := uint64(le.Uint16(end[4:])) | uint64(le.Uint16(end[6:]))
 	stop := at + int64(n)
-	if l := n - locatorLen; l >= 0 && bytes.HasPrefix(tail[l:], []byte("PK\x06\x07")) {
+	saturated := d.start == math.MaxUint32 || d.size == math.MaxUint32 || d.entries == math.MaxUint16
+	if l := n - locatorLen; saturated && l >= 0 && bytes.HasPrefix(tail[l:], []byte("PK\x06\x07")) {
 		off := le.Uint64(tail[l+8:])
 		if off > uint64(at+int64(l)) {
 			return none, fmt.Errorf("the zip64 end record is at %d, behind its locator", off)

@@ -80,6 +80,50 @@ func TestZipUnpacks(t *testing.T) {
 	}
 }
 
+func TestZip64Unpacks(t *testing.T) {
+	dir, err := unzip(t, Limits{}, zip64(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]string{"big": f644 + "0123456789"}, treetest.List(t, dir)); diff != "" {
+		t.Errorf("tree (-want +got):\n%s", diff)
+	}
+}
+
+// Some know no permissions, and some know times to the second.
+func TestZipOfOtherSystems(t *testing.T) {
+	at := time.Unix(1_700_000_001, 0)
+	var b bytes.Buffer
+	w := zip.NewWriter(&b)
+	for _, h := range []*zip.FileHeader{
+		{Name: "dos", CreatorVersion: 0, ExternalAttrs: 0o666 << 16, Modified: at},
+		{Name: "dir/", CreatorVersion: 0},
+		{Name: "python", CreatorVersion: 3 << 8},
+	} {
+		if _, err := w.CreateHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Close()
+	dir, err := unzip(t, Limits{}, b.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]string{"dos": f644, "dir": d755, "python": f644}, treetest.List(t, dir)); diff != "" {
+		t.Errorf("tree (-want +got):\n%s", diff)
+	}
+	if fi, err := os.Stat(filepath.Join(dir, "dos")); err != nil || !fi.ModTime().Equal(at) {
+		t.Errorf("dos: %v, %v; want it to be of %v", fi, err, at)
+	}
+}
+
+func TestZipBombIsStopped(t *testing.T) {
+	big := strings.Repeat("\x00", 70<<20)
+	if _, err := unzip(t, Limits{Ratio: 50}, makeZip(t, zipEntry{name: "a", body: big, method: zip.Deflate})); !errors.Is(err, ErrTooBig) {
+		t.Errorf("error %v, want ErrTooBig", err)
+	}
+}
+
 func TestHostileZipsAreRefused(t *testing.T) {
 	link := func(name, to string) zipEntry {
 		return zipEntry{name: name, body: to, mode: fs.ModeSymlink | 0o777}
@@ -92,6 +136,9 @@ func TestHostileZipsAreRefused(t *testing.T) {
 	dir := shared[bytes.LastIndex(shared, []byte("PK\x01\x02")):]
 	binary.LittleEndian.PutUint32(dir[42:], 0)      // b's data is a's
 	binary.LittleEndian.PutUint32(dir[20:], 10_000) // and more than there is
+	named := makeZip(t, zipEntry{name: "one", body: "x"})
+	named[bytes.Index(named, []byte("one"))] = 'O'
+	before := append([]byte("#!/bin/sh"), makeZip(t, zipEntry{name: "a"})...)
 	for name, c := range map[string]struct {
 		zip  []byte
 		lim  Limits
@@ -118,6 +165,9 @@ func TestHostileZipsAreRefused(t *testing.T) {
 		"entries with more data than there is": {shared, Limits{}, ErrUnsafe},
 		"too many entries":                     {makeZip(t, zipEntry{name: "a"}, zipEntry{name: "b"}, zipEntry{name: "c"}), Limits{Entries: 2}, ErrTooBig},
 		"too many bytes":                       {makeZip(t, zipEntry{name: "a", body: "12345"}, zipEntry{name: "b", body: "12345"}), Limits{Bytes: 9}, ErrTooBig},
+		"another name beside the data":         {named, Limits{}, ErrUnsafe},
+		"something before the archive":         {before, Limits{}, ErrFormat},
+		"something behind the archive":         {append(makeZip(t, zipEntry{name: "a"}), 0), Limits{}, ErrFormat},
 		"no zip":                               {[]byte("no zip"), Limits{}, ErrFormat},
 		"an end cut off":                       {makeZip(t, zipEntry{name: "a"})[:60], Limits{}, ErrFormat},
 	} {
@@ -170,3 +220,67 @@ func TestFilePutsOneFile(t *testing.T) {
 type failing struct{}
 
 func (*failing) Read([]byte) (int, error) { return 0, io.ErrNoProgress }
+
+func FuzzUnzip(f *testing.F) {
+	f.Add(makeZip(f, zipEntry{name: "d/"}, zipEntry{name: "d/a", body: "1"}, zipEntry{name: "l", body: "d/a", mode: fs.ModeSymlink | 0o777}))
+	f.Add(makeZip(f, zipEntry{name: "a/b", body: strings.Repeat("xy", 3000), method: zip.Deflate}, zipEntry{name: "../victim", body: "x"}))
+	f.Add(zip64(f))
+	f.Fuzz(func(t *testing.T, z []byte) {
+		lim := Limits{Bytes: 1 << 20, Entries: 200}
+		dir, err := unzip(t, lim, z) // it looks outside by itself
+		if err != nil {
+			return
+		}
+		// What is unpacked is what archive/zip has of it, where that takes it: it verifies data descriptors, which repeat what is known.
+		r, err := zip.NewReader(bytes.NewReader(z), int64(len(z)))
+		if err != nil {
+			return
+		}
+		for _, e := range r.File {
+			at := filepath.Join(dir, e.Name)
+			if fi, err := os.Lstat(at); err != nil || !fi.Mode().IsRegular() {
+				continue
+			}
+			got, err := os.ReadFile(at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, err := e.Open()
+			if err != nil {
+				continue
+			}
+			if want, err := io.ReadAll(f); err == nil && !bytes.Equal(got, want) {
+				t.Fatalf("%q has %q, archive/zip has %q", e.Name, got, want)
+			}
+		}
+	})
+}
+
+// zip64 is an archive as for files beyond 4 GiB: all its sizes and offsets are in zip64 fields.
+func zip64(t testing.TB) []byte {
+	t.Helper()
+	z := makeZip(t, zipEntry{name: "big", body: "0123456789"})
+	le := binary.LittleEndian
+	end := bytes.LastIndex(z, []byte("PK\x05\x06"))
+	start := bytes.LastIndex(z, []byte("PK\x01\x02"))
+	entry := bytes.Clone(z[start:end])
+	field := le.AppendUint16(le.AppendUint16(nil, 1), 24)
+	for _, at := range []int{24, 20, 42} {
+		field = le.AppendUint64(field, uint64(le.Uint32(entry[at:])))
+		le.PutUint32(entry[at:], 1<<32-1)
+	}
+	names, extras := int(le.Uint16(entry[28:])), int(le.Uint16(entry[30:]))
+	entry = append(entry[:46+names+extras], field...)
+	le.PutUint16(entry[30:], uint16(extras+len(field)))
+	out := append(bytes.Clone(z[:start]), entry...)
+	end64 := len(out)
+	out = append(out, "PK\x06\x06"...)
+	out = le.AppendUint64(out, 44)
+	out = le.AppendUint32(le.AppendUint32(le.AppendUint32(out, 45|45<<16), 0), 0)
+	out = le.AppendUint64(le.AppendUint64(out, 1), 1)
+	out = le.AppendUint64(le.AppendUint64(out, uint64(len(entry))), uint64(start))
+	out = le.AppendUint32(append(out, "PK\x06\x07"...), 0)
+	out = le.AppendUint32(le.AppendUint64(out, uint64(end64)), 1)
+	out = le.AppendUint32(append(out, "PK\x05\x06"...), 0)
+	return append(append(out, bytes.Repeat([]byte{0xff}, 12)...), 0, 0)
+}
