@@ -23,10 +23,24 @@ func chacha(seed uint64) *rand.ChaCha8 {
 	return rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16)})
 }
 
-// TestSameAsUmoci unpacks random images here and by Debian's umoci, and compares names, types, modes, owners, contents, link targets, hard
-// links and times. umoci keeps setuid and setgid, and the time of a directory is lost where it makes one in it that no entry names. It removes the parent of the root
-// on a whiteout named ".wh..." (FIELD S26): no image here has one, and it works in directories that nobody misses.
 func TestSameAsUmoci(t *testing.T) {
+	for seed := range uint64(25) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			m, archives, _ := generator{rand.New(chacha(seed)).IntN}.layers(t, false)
+			ours := SameAsUmoci(t, archives, m.unsaid)
+			if diff := cmp.Diff(m.list(), snapshot(t, ours, m.unsaid)); diff != "" {
+				t.Errorf("tree (-model +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// SameAsUmoci unpacks layers here and by Debian's umoci, and compares names, types, modes, owners, contents, link targets, hard links and
+// times. umoci keeps setuid and setgid, and the time of a directory is lost where it makes one in it that no entry names; so are times of
+// directories that are unsaid. It removes the parent of the root on a whiteout named ".wh..." (FIELD S26): no image here has one, and it
+// works in directories that nobody misses. It returns our tree.
+func SameAsUmoci(t *testing.T, archives [][]byte, unsaid func(rel string, mtime time.Time) bool) string {
+	t.Helper()
 	root, err := debian.Fetch(t.Context(), debian.CacheDir(), "bookworm", []string{"umoci"}, os.Stderr)
 	if errors.Is(err, debian.ErrNotServed) {
 		t.Skipf("no umoci to compare with: %v", err)
@@ -34,44 +48,37 @@ func TestSameAsUmoci(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for seed := range uint64(25) {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			start := time.Now().Add(-time.Second)
-			m, archives, _ := generator{rand.New(chacha(seed)).IntN}.layers(t, false)
-			ours, err := unpackTars(t, Limits{Chown: os.Geteuid() == 0}, archives...)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(m.list(), snapshot(t, ours, m.unsaid)); diff != "" {
-				t.Errorf("tree (-model +got):\n%s", diff)
-			}
-			box := filepath.Join(t.TempDir(), "thrown", "away")
-			if err := os.MkdirAll(box, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			layout(t, filepath.Join(box, "image"), archives)
-			args := []string{"unpack", "--image", filepath.Join(box, "image") + ":it", filepath.Join(box, "bundle")}
-			if os.Geteuid() != 0 {
-				args = append(args[:1], append([]string{"--rootless"}, args[1:]...)...)
-			}
-			cmd := root.Command(t.Context(), "umoci", args...)
-			cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Fatalf("umoci: %v\n%s", err, out)
-			}
-			late := map[string]bool{}
-			theirs := snapshot(t, filepath.Join(box, "bundle", "rootfs"), func(rel string, mtime time.Time) bool {
-				late[rel] = mtime.After(start)
-				return late[rel] || m.unsaid(rel, mtime)
-			})
-			for p, v := range theirs {
-				theirs[p] = withoutSetID(v)
-			}
-			if diff := cmp.Diff(theirs, snapshot(t, ours, func(rel string, mtime time.Time) bool { return late[rel] || m.unsaid(rel, mtime) })); diff != "" {
-				t.Errorf("tree (-umoci +ours):\n%s", diff)
-			}
-		})
+	start := time.Now().Add(-time.Second)
+	ours, err := unpackTars(t, Limits{Chown: os.Geteuid() == 0}, archives...)
+	if err != nil {
+		t.Fatal(err)
 	}
+	box := filepath.Join(t.TempDir(), "thrown", "away")
+	if err := os.MkdirAll(box, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	layout(t, filepath.Join(box, "image"), archives)
+	args := []string{"unpack", "--image", filepath.Join(box, "image") + ":it", filepath.Join(box, "bundle")}
+	if os.Geteuid() != 0 {
+		args = append(args[:1], append([]string{"--rootless"}, args[1:]...)...)
+	}
+	cmd := root.Command(t.Context(), "umoci", args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("umoci: %v\n%s", err, out)
+	}
+	late := map[string]bool{}
+	theirs := snapshot(t, filepath.Join(box, "bundle", "rootfs"), func(rel string, mtime time.Time) bool {
+		late[rel] = mtime.After(start)
+		return late[rel] || unsaid(rel, mtime)
+	})
+	for p, v := range theirs {
+		theirs[p] = withoutSetID(v)
+	}
+	if diff := cmp.Diff(theirs, snapshot(t, ours, func(rel string, mtime time.Time) bool { return late[rel] || unsaid(rel, mtime) })); diff != "" {
+		t.Errorf("tree (-umoci +ours):\n%s", diff)
+	}
+	return ours
 }
 
 // withoutSetID clears the bits in what [show] makes.
