@@ -168,6 +168,8 @@ func TestSparseFilesOfAllForms(t *testing.T) {
 		}), padded(data)...),
 		"PAX 0.1": append(append(pax(fmt.Sprint("GNU.sparse.size=", size), "GNU.sparse.numblocks=2", "GNU.sparse.map="+commas, "GNU.sparse.name=s"),
 			raw("GNUSparseFile.0/s", '0', len(data), nil)...), padded(data)...),
+		"PAX 0.0": append(append(pax(fmt.Sprint("GNU.sparse.size=", size), "GNU.sparse.numblocks=2", "GNU.sparse.offset=0", "GNU.sparse.numbytes=4096",
+			fmt.Sprint("GNU.sparse.offset=", second), "GNU.sparse.numbytes=100"), raw("s", '0', len(data), nil)...), padded(bytes.Clone(data))...),
 		"PAX 1.0": append(append(pax("GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=s", fmt.Sprint("GNU.sparse.realsize=", size)),
 			raw("GNUSparseFile.0/s", '0', 512+len(data), nil)...), padded(append(padded([]byte(spans)), data...))...),
 	} {
