@@ -20,6 +20,8 @@ type folder struct {
 	name string // as an archive named it
 	at   string // where it is: a path from the root without symbolic links, "." for the root
 	ours bool   // all that is in it is the current layer's
+	// stale: something has been removed, which may be a link on the way that name took.
+	stale bool
 
 	// What is made or removed in a directory changes its time, which is not what an archive wants: it is kept, and put back.
 	touched bool
@@ -29,7 +31,7 @@ type folder struct {
 // parent opens the directory that dir names, for entries to be made in, and with make those on the way that are missing. It is valid until
 // the next call.
 func (t *Tree) parent(dir string, make bool) (*folder, error) {
-	if t.last != nil && t.last.name == dir {
+	if t.last != nil && t.last.name == dir && !t.last.stale {
 		return t.last, nil
 	}
 	if err := t.forget(); err != nil {

@@ -182,6 +182,7 @@ func (t *Tree) put(h *tar.Header, r io.Reader, layer bool) error {
 		if !layer {
 			return fmt.Errorf("%w: %w", ErrUnsafe, fs.ErrExist)
 		}
+		parent.stale = true
 		if err := t.remove(parent, base); err != nil {
 			return err
 		}

@@ -167,6 +167,18 @@ func TestLayersApply(t *testing.T) {
 			[][]treetest.Entry{{treetest.File("a", "1"), treetest.File("d/b", "1")}, {treetest.File(".wh..wh..opq", ""), treetest.File("d/c", "2")}},
 			map[string]string{"d": d755, "d/c": f644 + "2"},
 		},
+		"a link that is replaced by way of itself leads nowhere any more": {
+			[][]treetest.Entry{{treetest.Link("l", "."), {Name: "l/l/", Mode: 0o700}, treetest.File("l/x", "1")}},
+			map[string]string{"l": "drwx------", "l/x": f644 + "1"},
+		},
+		"a link that is whited out by way of itself leads nowhere any more": {
+			[][]treetest.Entry{{treetest.Link("l", "."), treetest.File("a", "1")}, {treetest.File("l/.wh.l", ""), treetest.File("l/x", "2")}},
+			map[string]string{"a": f644 + "1", "l": d755, "l/x": f644 + "2"},
+		},
+		"a link that goes with an opaque directory leads nowhere any more": {
+			[][]treetest.Entry{{treetest.Link("l", "."), treetest.File("a", "1")}, {treetest.File("l/.wh..wh..opq", ""), treetest.File("l/x", "2")}},
+			map[string]string{"l": d755, "l/x": f644 + "2"},
+		},
 		"a directory made again after its whiteout has its new mode": {
 			[][]treetest.Entry{{{Name: "d/", Mode: 0o700}, treetest.File("d/a", "1")}, {treetest.File(".wh.d", "")}, {treetest.File("d/b", "2")}},
 			map[string]string{"d": d755, "d/b": f644 + "2"},

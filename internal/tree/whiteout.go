@@ -92,6 +92,7 @@ func (t *Tree) whiteout(h *tar.Header, dir, base string) error {
 	if err != nil || f.ours {
 		return err
 	}
+	f.stale = true
 	if base == opaque {
 		err = t.empty(f.fd, f.at, t.removeLower)
 		t.noteWhole(f.at)
