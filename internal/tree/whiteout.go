@@ -27,36 +27,27 @@ type layered struct {
 	used  bool // something has been unpacked
 	lower bool // there are lower layers
 	// made are paths that this layer made in directories of lower ones, or went through; all of them have their parents here, too.
-	made map[uint64]struct{}
+	made hashes
 	// wholly are directories in which nothing is from lower layers.
-	wholly map[uint64]struct{}
+	wholly hashes
 }
 
 // begin begins a layer.
 func (t *Tree) begin() error {
 	t.lower, t.used = t.used, true
-	t.made, t.wholly = map[uint64]struct{}{}, map[uint64]struct{}{}
+	t.made, t.wholly = hashes{}, hashes{}
 	return t.forget()
 }
 
 func (l *layered) hash(full string) uint64 { return maphash.String(l.seed, full) }
 
-func (l *layered) isMade(full string) bool {
-	_, ok := l.made[l.hash(full)]
-	return ok
-}
+func (l *layered) isMade(full string) bool { return l.made.has(l.hash(full)) }
 
-func (l *layered) whole(dir string) bool {
-	if !l.lower {
-		return true
-	}
-	_, ok := l.wholly[l.hash(dir)]
-	return ok
-}
+func (l *layered) whole(dir string) bool { return !l.lower || l.wholly.has(l.hash(dir)) }
 
 func (l *layered) noteWhole(dir string) {
 	if l.lower {
-		l.wholly[l.hash(dir)] = struct{}{}
+		l.wholly.add(l.hash(dir))
 	}
 }
 
@@ -65,12 +56,7 @@ func (l *layered) note(full string) {
 	if !l.lower {
 		return
 	}
-	for full != "." {
-		h := l.hash(full)
-		if _, known := l.made[h]; known {
-			return
-		}
-		l.made[h] = struct{}{}
+	for full != "." && l.made.add(l.hash(full)) {
 		full = path.Dir(full)
 	}
 }

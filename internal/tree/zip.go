@@ -36,7 +36,6 @@ func (t *Tree) Zip(r io.ReaderAt, size int64) error {
 		t: t, r: r, start: d.start, left: d.start, size: size,
 		dir:  bufio.NewReaderSize(io.NewSectionReader(r, d.start, d.size), 64<<10),
 		data: bufio.NewReaderSize(nil, 64<<10),
-		said: map[uint64]struct{}{},
 	}
 	for range d.entries {
 		e, err := z.next()
@@ -128,7 +127,7 @@ type unzipper struct {
 	left      int64 // bytes of data that no entry has taken
 	size      int64
 	total     int64 // bytes unpacked
-	said      map[uint64]struct{}
+	said      hashes
 }
 
 // next reads an entry of the directory (APPNOTE 4.3.12).
@@ -212,11 +211,9 @@ func (z *unzipper) unpack(e *zipped) error {
 	if err := t.enter(); err != nil {
 		return err
 	}
-	key := t.hash(path.Clean("/" + e.name))
-	if _, twice := z.said[key]; twice {
+	if !z.said.add(t.hash(path.Clean("/" + e.name))) {
 		return fmt.Errorf("%w: the archive has it twice", ErrUnsafe)
 	}
-	z.said[key] = struct{}{}
 	z.total += int64(e.unpacked)
 	if err := t.proportionate(z.total, z.size); err != nil {
 		return err
