@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"compress/flate"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -13,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/klauspost/compress/flate"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,7 +22,7 @@ import (
 // may be long; the CRC-32 of every file is verified. Refused are encrypted entries, names that are there already, are said twice, have a
 // backslash, or differ between directory and data, and files that share data.
 //
-// It is not archive/zip, which would hold the directory in memory, and make /init 139 kB larger.
+// It is not archive/zip, which would hold the directory in memory, and make /init 100 kB larger.
 func (t *Tree) Zip(r io.ReaderAt, size int64) error {
 	t.used, t.lower = true, false
 	d, err := findDirectory(r, size)
