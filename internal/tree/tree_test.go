@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,6 +48,14 @@ func inside(t testing.TB, lim Limits, fill func(*Tree) error) (string, error) {
 		t.Fatal(err)
 	}
 	defer tr.Close()
+	t.Cleanup(func() { // what locks out its owner cannot be removed
+		filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				os.Chmod(p, 0o700)
+			}
+			return nil
+		})
+	})
 	if err = fill(tr); err == nil {
 		err = tr.Seal()
 	}
