@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,9 +19,21 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/tree/treetest"
 )
 
-// unpackTars applies layers to a tree inside a directory that also holds a file that no
-// layer may reach, and returns the tree's path.
+// unpackTars applies layers to a tree, see [inside].
 func unpackTars(t testing.TB, lim Limits, layers ...[]byte) (string, error) {
+	t.Helper()
+	return inside(t, lim, func(tr *Tree) error {
+		for _, l := range layers {
+			if err := tr.Tar(tr.Charge(bytes.NewReader(l))); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// inside lets fill a tree inside a directory that also holds a file that no archive may reach, and returns the tree's path.
+func inside(t testing.TB, lim Limits, fill func(*Tree) error) (string, error) {
 	t.Helper()
 	outside := t.TempDir()
 	if err := os.WriteFile(filepath.Join(outside, "victim"), []byte("untouched"), 0o600); err != nil {
@@ -35,12 +48,15 @@ func unpackTars(t testing.TB, lim Limits, layers ...[]byte) (string, error) {
 		t.Fatal(err)
 	}
 	defer tr.Close()
-	for _, l := range layers {
-		if err = tr.Tar(tr.Charge(bytes.NewReader(l))); err != nil {
-			break
-		}
-	}
-	if err == nil {
+	t.Cleanup(func() { // what locks out its owner cannot be removed
+		filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				os.Chmod(p, 0o700)
+			}
+			return nil
+		})
+	})
+	if err = fill(tr); err == nil {
 		err = tr.Seal()
 	}
 	left, rerr := os.ReadDir(outside)
@@ -159,6 +175,18 @@ func TestLayersApply(t *testing.T) {
 		"an opaque root hides all": {
 			[][]treetest.Entry{{treetest.File("a", "1"), treetest.File("d/b", "1")}, {treetest.File(".wh..wh..opq", ""), treetest.File("d/c", "2")}},
 			map[string]string{"d": d755, "d/c": f644 + "2"},
+		},
+		"a link that is replaced by way of itself leads nowhere any more": {
+			[][]treetest.Entry{{treetest.Link("l", "."), {Name: "l/l/", Mode: 0o700}, treetest.File("l/x", "1")}},
+			map[string]string{"l": "drwx------", "l/x": f644 + "1"},
+		},
+		"a link that is whited out by way of itself leads nowhere any more": {
+			[][]treetest.Entry{{treetest.Link("l", "."), treetest.File("a", "1")}, {treetest.File("l/.wh.l", ""), treetest.File("l/x", "2")}},
+			map[string]string{"a": f644 + "1", "l": d755, "l/x": f644 + "2"},
+		},
+		"a link that goes with an opaque directory leads nowhere any more": {
+			[][]treetest.Entry{{treetest.Link("l", "."), treetest.File("a", "1")}, {treetest.File("l/.wh..wh..opq", ""), treetest.File("l/x", "2")}},
+			map[string]string{"l": d755, "l/x": f644 + "2"},
 		},
 		"a directory made again after its whiteout has its new mode": {
 			[][]treetest.Entry{{{Name: "d/", Mode: 0o700}, treetest.File("d/a", "1")}, {treetest.File(".wh.d", "")}, {treetest.File("d/b", "2")}},
