@@ -95,19 +95,19 @@ func TestManifestsThatLieAreRefused(t *testing.T) {
 		uri  string
 		want error
 	}{
-		"trailing data":          {s.tag(t, "trail", []byte(good+"{}")), ErrFormat},
-		"not JSON":               {s.tag(t, "no", []byte("<html>")), ErrFormat},
-		"over 4 MiB":             {big, ErrTooBig},
-		"schema 1":               {swap(`"schemaVersion":2`, `"schemaVersion":1`), ErrFormat},
-		"unknown type":           {swap(ociManifest, "text/plain"), ErrFormat},
-		"manifest and index":     {swap(`"schemaVersion":2`, `"schemaVersion":2,"manifests":[]`), ErrFormat},
-		"config of an artifact":  {swap(ociConfig, "application/vnd.oci.empty.v1+json"), ErrFormat},
-		"layer of no known type": {swap(ociLayer+"+gzip", "application/zip"), ErrFormat},
-		"encrypted docker layer": {swap(ociLayer+"+gzip", dockerLayer+".gzip+encrypted"), ErrFormat},
-		"encrypted, no packet":   {swap(ociLayer+"+gzip", ociLayer+"+gzip+encrypted"), ErrKey},
-		"negative size":          {swap(`"size":`, `"size":-`), ErrTooBig},
-		"huge size":              {swap(`"size":`, `"size":99999999999999`), ErrTooBig},
-		"a digest of md5":        {swap(`"digest":"sha256:`, `"digest":"md5:`), ErrFormat},
+		"trailing data":           {s.tag(t, "trail", []byte(good+"{}")), ErrFormat},
+		"not JSON":                {s.tag(t, "no", []byte("<html>")), ErrFormat},
+		"over 4 MiB":              {big, ErrTooBig},
+		"schema 1":                {swap(`"schemaVersion":2`, `"schemaVersion":1`), ErrFormat},
+		"unknown type":            {swap(ociManifest, "text/plain"), ErrFormat},
+		"manifest and index":      {swap(`"schemaVersion":2`, `"schemaVersion":2,"manifests":[]`), ErrFormat},
+		"config of no known type": {swap(ociConfig, "application/vnd.unknown.config.v1+json"), ErrFormat},
+		"layer of no known type":  {swap(ociLayer+"+gzip", "application/zip"), ErrFormat},
+		"encrypted docker layer":  {swap(ociLayer+"+gzip", dockerLayer+".gzip+encrypted"), ErrFormat},
+		"encrypted, no packet":    {swap(ociLayer+"+gzip", ociLayer+"+gzip+encrypted"), ErrKey},
+		"negative size":           {swap(`"size":`, `"size":-`), ErrTooBig},
+		"huge size":               {swap(`"size":`, `"size":99999999999999`), ErrTooBig},
+		"a digest of md5":         {swap(`"digest":"sha256:`, `"digest":"md5:`), ErrFormat},
 		"fewer layers than diff-IDs": {s.tag(t, "few", []byte(good[:strings.Index(good, `"layers":[`)]+
 			`"layers":[]`+good[strings.Index(good, `],"mediaType"`)+1:])), ErrFormat},
 	} {
