@@ -125,7 +125,7 @@ func parseToken(b []byte) (string, error) {
 // A challenge is one way that a server offers to authenticate. Names are in lower case.
 type challenge struct {
 	scheme string
-	params map[string]string
+	params map[string]string // nil where there is something else in their place
 }
 
 var errChallenge = errors.New("cannot be read")
@@ -150,8 +150,8 @@ func parseChallenges(lines []string) ([]challenge, error) {
 			word = strings.ToLower(word)
 			after := strings.TrimLeft(rest, " \t")
 			if value, ok := strings.CutPrefix(after, "="); ok {
-				if len(all) == first {
-					return nil, errChallenge // of no scheme
+				if len(all) == first || all[len(all)-1].params == nil {
+					return nil, errChallenge // of no scheme, or one that has no parameters
 				}
 				params := all[len(all)-1].params
 				_, twice := params[word]
@@ -165,7 +165,7 @@ func parseChallenges(lines []string) ([]challenge, error) {
 					return nil, errChallenge
 				}
 				if left, ok := cutToken68(after); ok {
-					s = left
+					s, all[len(all)-1].params = left, nil
 				}
 				continue
 			}
