@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -84,11 +85,14 @@ func transient(err error) (after time.Duration, again bool) {
 
 // unreachable reports whether err is of the connection: it was refused, reset, or too slow.
 func unreachable(err error) bool {
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return false // of a proxy's it is inside a net.OpError
+	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return true
 	}
-	if _, ok := errors.AsType[*net.OpError](err); ok {
-		return true
+	if e, ok := errors.AsType[*net.OpError](err); ok {
+		return e.Op != "remote error" && e.Op != "local error" // what TLS calls an alert: that is an answer
 	}
 	e, ok := errors.AsType[net.Error](err)
 	return ok && e.Timeout()
