@@ -82,9 +82,11 @@ func openRegistry(repo name.Repository, o Options) *registry {
 		if prefix != "" {
 			path = prefix + "/" + path
 		}
-		r.places = append(r.places, &place{host: host, repo: path, mirror: true, inner: m.Transport, login: m.Login, plain: m.PlainHTTP})
+		p := &place{host: host, repo: path, mirror: true, inner: m.Transport, login: m.Login, plain: m.PlainHTTP}
+		r.places = append(r.places, p)
 	}
-	r.places = append(r.places, &place{host: repo.RegistryStr(), repo: repo.RepositoryStr(), inner: o.Transport, login: o.Login, plain: o.PlainHTTP})
+	p := &place{host: repo.RegistryStr(), repo: repo.RepositoryStr(), inner: o.Transport, login: o.Login, plain: o.PlainHTTP}
+	r.places = append(r.places, p)
 	for _, p := range r.places {
 		if p.inner == nil {
 			p.inner = newTransport()
