@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -298,4 +301,33 @@ func TestRanges(t *testing.T) {
 	if b, err := io.ReadAll(rc); len(b) != 0 || err != nil {
 		t.Errorf("the rest of all: %q, %v", b, err)
 	}
+}
+
+// stalled is a body of which nothing comes.
+type stalled struct{ ctx context.Context }
+
+func (s stalled) Read([]byte) (int, error) { <-s.ctx.Done(); return 0, s.ctx.Err() }
+func (stalled) Close() error               { return nil }
+
+// TestBodyThatStopsComing is cut: a mirror that stalls costs a minute, and not the deadline.
+func TestBodyThatStopsComing(t *testing.T) {
+	s := newShelf(t)
+	uri := s.image(t, "v1", twoLayers(t)...)
+	synctest.Test(t, func(t *testing.T) {
+		tr := s.direct(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Host != "mirror.example" {
+				return nil, nil
+			}
+			resp := reply(r, 200)
+			resp.Body = stalled{r.Context()}
+			return resp, nil
+		})
+		var log notes
+		start := time.Now()
+		_, err := Resolve(t.Context(), strings.Replace(uri, s.host, "registry.example", 1),
+			Options{Transport: tr, Mirrors: []Mirror{{At: "mirror.example", Transport: tr}}, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if err != nil || time.Since(start) != maxStall || !strings.Contains(log.String(), "nothing came for 1m0s") {
+			t.Errorf("after %v: %v; the log: %s", time.Since(start), err, &log)
+		}
+	})
 }

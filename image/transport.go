@@ -20,6 +20,7 @@ const (
 	maxReply     = 1 << 20  // bytes of any reply that is neither manifest nor blob: tokens, error texts
 	maxHeader    = 64 << 10 // bytes of a reply's header
 	maxRedirects = 5
+	maxStall     = time.Minute // between two pieces of a body
 )
 
 // NewTransport makes what carries requests to one registry: HTTP/1.1, TLS 1.2 or later, and nothing from the environment.
@@ -123,8 +124,10 @@ func originOf(u *url.URL) string { return u.Scheme + "://" + u.Host }
 // a blob store; only its host is kept.
 func (r *registry) do(ctx context.Context, u *url.URL, h http.Header, f *flight) (*http.Response, error) {
 	f.origin = originOf(u)
-	req, err := http.NewRequestWithContext(context.WithValue(ctx, flightKey{}, f), http.MethodGet, u.String(), nil)
+	ctx, cancel := context.WithCancel(context.WithValue(ctx, flightKey{}, f))
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
+		cancel()
 		return nil, err
 	}
 	req.Header = h.Clone()
@@ -136,7 +139,32 @@ func (r *registry) do(ctx context.Context, u *url.URL, h http.Header, f *flight)
 			err = fmt.Errorf("redirected to %s: %w", at.Host, err)
 		}
 	}
-	return resp, err
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	resp.Body = &body{resp.Body, cancel}
+	return resp, nil
+}
+
+// A body that stops coming is cut, so that it can be asked for anew: the deadline may be hours away.
+type body struct {
+	io.ReadCloser
+	cancel func() // ends the request
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	stalled := time.AfterFunc(maxStall, b.cancel)
+	n, err := b.ReadCloser.Read(p)
+	if !stalled.Stop() && err != nil {
+		err = fmt.Errorf("nothing came for %v: %w", maxStall, err)
+	}
+	return n, err
+}
+
+func (b *body) Close() error {
+	defer b.cancel()
+	return b.ReadCloser.Close()
 }
 
 // schemeGuard lets nothing go over http unless that is permitted, and no password ever.
