@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -245,11 +246,12 @@ func TestCredentialsStayWhereTheyBelong(t *testing.T) {
 func TestChallengeAfterARedirect(t *testing.T) {
 	s := newShelf(t)
 	uri := s.image(t, "v1", twoLayers(t)...)
-	blobs := tlsShelf(t, s, func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Header.Get("Authorization") != "" {
-			t.Error("the blob store got a credential")
+	var blobs *httptest.Server
+	blobs = tlsShelf(t, s, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Authorization") != "" || r.URL.Path == "/token" {
+			t.Errorf("the blob store got a credential, or was asked for one: %s", r.URL.Path)
 		}
-		w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+		w.Header().Set("WWW-Authenticate", `Bearer realm="`+blobs.URL+`/token"`)
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	})
@@ -309,3 +311,46 @@ func TestHTTPIsNoWayBack(t *testing.T) {
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// TestOneTokenForAll: requests that are refused at the same time share the token that one of them fetches.
+func TestOneTokenForAll(t *testing.T) {
+	s := newShelf(t)
+	uri := s.image(t, "v1", twoLayers(t)...)
+	digest := uri[strings.Index(uri, "@")+1:]
+	var issued atomic.Int32
+	const requests = 4
+	var refused sync.WaitGroup
+	refused.Add(requests)
+	var srv *httptest.Server
+	srv = tlsShelf(t, s, func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case r.URL.Path == "/token":
+			fmt.Fprintf(w, `{"token":"t%d"}`, issued.Add(1))
+		case r.Header.Get("Authorization") == "":
+			refused.Done()
+			refused.Wait() // all have been sent without
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+srv.URL+`/token"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			return false
+		}
+		return true
+	})
+	ref, _, err := parseURI(at(uri, s, srv), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := openRegistry(ref.Context(), Options{Transport: srv.Client().Transport})
+	var all sync.WaitGroup
+	for range requests {
+		all.Go(func() {
+			if _, _, err := reg.manifest(t.Context(), digest, maxManifest); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if issued.Load() != 1 {
+		t.Errorf("%d tokens were fetched, want one", issued.Load())
+	}
+}

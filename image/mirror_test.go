@@ -331,3 +331,43 @@ func TestBodyThatStopsComing(t *testing.T) {
 		}
 	})
 }
+
+// TestCutBlobGoesOnElsewhere: what a mirror has sent is kept, and the registry is asked for the rest alone.
+func TestCutBlobGoesOnElsewhere(t *testing.T) {
+	blob := []byte("0123456789")
+	s, m := newShelf(t), newShelf(t)
+	digest := s.put(blob)
+	m.docs = s.docs
+	m.reply = func(w http.ResponseWriter, r *http.Request, b []byte) bool {
+		w.Write(b[:4])
+		return true
+	}
+	s.reply = func(w http.ResponseWriter, r *http.Request, b []byte) bool {
+		if r.Header.Get("Range") != "bytes=4-" {
+			t.Errorf("range %q", r.Header.Get("Range"))
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
+		return true
+	}
+	ref, _, err := parseURI("docker://"+s.host+"/r/i:v1", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := openRegistry(ref.Context(), Options{PlainHTTP: true, Mirrors: []Mirror{{At: m.host, PlainHTTP: true}}})
+	var got []byte
+	for range 2 {
+		rc, err := reg.blob(t.Context(), digest, int64(len(got)), int64(len(blob)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(rc)
+		rc.Close()
+		got = append(got, b...)
+	}
+	if !bytes.Equal(got, blob) {
+		t.Errorf("got %q", got)
+	}
+	if !reg.wrong(digest, ErrDigest) || reg.wrong(digest, ErrDigest) {
+		t.Error("the mirror sent some of it and is to blame, once")
+	}
+}
