@@ -3,7 +3,8 @@
 // [Resolve] learns what a reference means (manifest, config, which keys it wants),
 // [Image.Unpack] fetches, verifies, decrypts and unpacks it: a directory appears only
 // when the digest, the HMAC and the diff-ID of every layer hold. [Encrypt] is the
-// host's side: it makes the images that Unpack opens.
+// host's side: it makes the images that Unpack opens. What only the host does is built
+// without the tag "guest", and so is no part of PID 1.
 //
 // The layer cipher and the HMAC come from the standard library and not from
 // ocicrypt/blockcipher: the format is one AES-CTR stream and one HMAC, that package
@@ -18,8 +19,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-
-	"github.com/google/go-containerregistry/pkg/authn"
 
 	"github.com/ampoule-vm/ampoule/internal/tree"
 )
@@ -59,8 +58,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Options say how to reach a registry.
 type Options struct {
-	// Transport carries all requests; nil is a fresh HTTP/1.1 transport that takes no
-	// proxy from the environment.
+	// Transport carries all requests; nil is one of [NewTransport] without authority and proxy.
 	Transport http.RoundTripper
 	// PlainHTTP permits http:// where the registry does not speak https.
 	PlainHTTP bool
@@ -72,6 +70,19 @@ type Options struct {
 	Login *Login
 	// Buffers are what [Image.Unpack] works in; nil is some of its own. Images that are pulled at the same time should share them.
 	Buffers *Buffers
+	// Mirrors are asked in this order, before the registry itself, for whatever has a digest.
+	Mirrors []Mirror
+	// Log gets what mirrors did wrong; nil is nobody.
+	Log *slog.Logger
+}
+
+// A Mirror is another place that has the repositories of a registry. It is not trusted: all that it sends is held against a
+// digest, and what it does wrong only means that the next is asked.
+type Mirror struct {
+	At        string            // host[:port][/prefix of its repositories]
+	Transport http.RoundTripper // as in Options
+	PlainHTTP bool
+	Login     *Login // of this mirror; the registry's is not used
 }
 
 // A Login is a user name and a password at a registry. It is secret.
@@ -81,13 +92,6 @@ func (Login) String() string               { return "[secret]" }
 func (Login) GoString() string             { return "[secret]" }
 func (Login) LogValue() slog.Value         { return slog.StringValue("[secret]") }
 func (Login) MarshalJSON() ([]byte, error) { return []byte(`"[secret]"`), nil }
-
-func (o Options) auth() authn.Authenticator {
-	if o.Login == nil {
-		return authn.Anonymous
-	}
-	return &authn.Basic{Username: o.Login.User, Password: o.Login.Password}
-}
 
 // Config is the part of the image's configuration that a run honours.
 type Config struct {
@@ -102,9 +106,11 @@ type Config struct {
 type Layer struct {
 	MediaType string
 	Digest    string // of the blob as stored: of the ciphertext, if encrypted
-	DiffID    string // of the uncompressed plaintext tar
+	DiffID    string // of the uncompressed plaintext tar; empty in an artifact
 	Size      int64  // of the blob, bytes
 	Encrypted bool
+	// File is not empty where the plaintext is no tar but the content of one file, of an artifact: its clean relative path.
+	File string
 
 	comp compression
 	enc  *sealing // nil when not encrypted
@@ -132,6 +138,9 @@ type Image struct {
 	Layers         []Layer
 	Pinned         bool // the reference carried the digest
 	PlainHTTP      bool // content came without TLS; Unpack may find that out too
+
+	// Artifact says that there is no config: the layers are files, or archives that only their blob's digest vouches for.
+	Artifact bool
 
 	reg *registry
 	mem *Buffers

@@ -5,30 +5,43 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
+	"log/slog"
 	"net/http"
-	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
-const (
-	maxReply     = 1 << 20 // bytes of any reply that is neither manifest nor blob: tokens, error texts
-	maxRedirects = 5
-)
-
-// registry reads from one repository. go-containerregistry parses references and does
-// the handshake (ping, anonymous tokens); the two GETs are ours, because its own read
-// manifests of 100 MiB, configs of any size, and follow the layers' foreign URLs.
+// registry reads from one repository: manifests and blobs by digest from the mirrors, in order, and then from the
+// registry itself, which alone is asked for tags. go-containerregistry parses references. The rest is ours, because its own
+// client reads manifests of 100 MiB and configs of any size, follows the layers' foreign URLs, knows no Retry-After, and
+// links a reader of Docker's configuration into PID 1.
 type registry struct {
-	repo   name.Repository
-	client *http.Client
-	guard  *guard
+	places []*place // the registry itself is the last
+	guard  guard
+	log    *slog.Logger
+
+	mu     sync.Mutex
+	served map[string][]*place // which mirrors sent something of a blob
+}
+
+// A place is a host that has the repository.
+type place struct {
+	host   string // host[:port]
+	repo   string // the repository there
+	mirror bool
+	inner  http.RoundTripper
+	login  *Login
+	plain  bool        // it may be asked over http
+	out    atomic.Bool // a mirror that has failed is not asked again
+
+	mu     sync.Mutex
+	scheme string // that it has answered to; "" at first
+	auth   credential
 }
 
 // parseURI reads docker://host[:port]/repo[:tag][@sha256:…].
@@ -57,171 +70,253 @@ func parseURI(uri string, plainHTTP bool) (ref name.Reference, pinned bool, err 
 	return ref, pinned, nil
 }
 
-// openRegistry shakes hands with the registry of repo.
-func openRegistry(ctx context.Context, repo name.Repository, o Options) (*registry, error) {
-	inner := o.Transport
-	if inner == nil {
-		inner = newTransport()
+// openRegistry says where repo is. Nobody is asked yet.
+func openRegistry(repo name.Repository, o Options) *registry {
+	r := &registry{log: o.Log, served: map[string][]*place{}}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
 	}
-	g := &guard{schemeGuard: schemeGuard{inner, o.PlainHTTP}}
-	tr, err := transport.NewWithContext(ctx, repo.Registry, o.auth(),
-		transport.NewRetry(g, transport.WithRetryStatusCodes(429, 500, 502, 503, 504)),
-		[]string{repo.Scope(transport.PullScope)})
-	if err != nil {
-		return nil, fmt.Errorf("registry %s: %w", repo.RegistryStr(), err)
+	for _, m := range o.Mirrors {
+		host, prefix, _ := strings.Cut(m.At, "/")
+		path := repo.RepositoryStr()
+		if prefix != "" {
+			path = prefix + "/" + path
+		}
+		p := &place{host: host, repo: path, mirror: true, inner: m.Transport, login: m.Login, plain: m.PlainHTTP}
+		r.places = append(r.places, p)
 	}
-	return &registry{repo, &http.Client{Transport: tr, CheckRedirect: checkRedirect}, g}, nil
+	p := &place{host: repo.RegistryStr(), repo: repo.RepositoryStr(), inner: o.Transport, login: o.Login, plain: o.PlainHTTP}
+	r.places = append(r.places, p)
+	for _, p := range r.places {
+		if p.inner == nil {
+			p.inner = newTransport()
+		}
+	}
+	return r
 }
 
-// newTransport speaks HTTP/1.1 and asks nobody but its arguments where to go. Deadlines
-// for whole transfers are the context's.
-func newTransport() *http.Transport {
-	var h1 http.Protocols
-	h1.SetHTTP1(true)
-	return &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		Protocols:             &h1,
-		TLSHandshakeTimeout:   15 * time.Second,
-		ResponseHeaderTimeout: 60 * time.Second,
-		IdleConnTimeout:       30 * time.Second,
-		MaxIdleConnsPerHost:   aheadLayers,
-		DisableCompression:    true, // digests are over the bytes on the wire
+// from asks one place after the other. What a mirror does wrong is noted and costs it the rest of the image, unless
+// it just has not what is asked for.
+func (r *registry) from(ctx context.Context, ref string, ask func(*place) error) error {
+	for _, p := range r.places {
+		if p.mirror && (p.out.Load() || !isDigest(ref)) {
+			continue
+		}
+		err := ask(p)
+		if err == nil || !p.mirror || ctx.Err() != nil {
+			return err
+		}
+		if e, ok := errors.AsType[*replyError](err); ok && e.status == http.StatusNotFound {
+			r.log.Info("mirror", "at", p.host, "lacks", ref)
+			continue
+		}
+		r.drop(p, err)
+	}
+	return errors.New("no place to ask") // not reached: the registry is one
+}
+
+func (r *registry) drop(p *place, why error) {
+	if !p.out.Swap(true) {
+		r.log.Warn("mirror is not asked again for this image", "at", p.host, "error", why)
 	}
 }
 
-// manifest gets a manifest or index by tag or digest, at most max bytes of it.
+// manifest gets a manifest or index by tag or digest, at most max bytes of it. What is asked for by digest has it.
 func (r *registry) manifest(ctx context.Context, ref string, max int64) (body []byte, mediaType string, err error) {
 	accept := strings.Join([]string{ociManifest, ociIndex, dockerManifest, dockerIndex}, ",")
-	resp, err := r.get(ctx, "manifests", ref, max, http.Header{"Accept": {accept}})
-	if err != nil {
-		return nil, "", err
-	}
-	defer resp.Body.Close()
-	body, err = readAll(resp.Body, max)
-	if err != nil {
-		return nil, "", fmt.Errorf("manifest %s: %w", ref, err)
-	}
-	mediaType, _, _ = strings.Cut(resp.Header.Get("Content-Type"), ";")
-	return body, strings.TrimSpace(mediaType), nil
+	err = r.from(ctx, ref, func(p *place) error {
+		resp, err := r.get(ctx, p, "manifests", ref, max, http.Header{"Accept": {accept}})
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if body, err = readAll(resp.Body, max); err != nil {
+			return fmt.Errorf("manifest %s: %w", ref, err)
+		}
+		if got := digestOf(body); isDigest(ref) && got != ref {
+			return fmt.Errorf("%w: manifest %s is asked for, %s sent %s", ErrDigest, ref, p.host, got)
+		}
+		mediaType, _, _ = strings.Cut(resp.Header.Get("Content-Type"), ";")
+		return nil
+	})
+	return body, strings.TrimSpace(mediaType), err
 }
 
-// blob opens a blob of the given size at an offset. Its bytes are not verified.
-func (r *registry) blob(ctx context.Context, digest string, offset, size int64) (io.ReadCloser, error) {
+// small gets a whole blob into memory and checks it.
+func (r *registry) small(ctx context.Context, digest string, size int64) (body []byte, err error) {
+	err = r.from(ctx, digest, func(p *place) error {
+		rc, err := r.open(ctx, p, digest, 0, size)
+		if err != nil {
+			return err
+		}
+		defer rc.Close()
+		if body, err = readAll(rc, size); err != nil {
+			return fmt.Errorf("blob %s: %w", digest, err)
+		}
+		if got := digestOf(body); got != digest {
+			return fmt.Errorf("%w: blob %s is asked for, %s sent %s", ErrDigest, digest, p.host, got)
+		}
+		return nil
+	})
+	return body, err
+}
+
+// blob opens a blob of the given size at an offset. Its bytes are not verified: whoever finds them wrong tells
+// [registry.wrong]. The rest of a blob may come from another place than its beginning.
+func (r *registry) blob(ctx context.Context, digest string, offset, size int64) (body io.ReadCloser, err error) {
+	err = r.from(ctx, digest, func(p *place) error {
+		if body, err = r.open(ctx, p, digest, offset, size); err != nil || !p.mirror {
+			return err
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.served[digest] = append(r.served[digest], p)
+		body = &mirrored{ReadCloser: body, left: size - offset, failed: func(err error) {
+			if ctx.Err() == nil {
+				r.drop(p, fmt.Errorf("blob %s: %w", digest, err))
+			}
+		}}
+		return nil
+	})
+	return body, err
+}
+
+// wrong is told of a blob that is not what it should be, and why. It reports whether mirrors may be to blame: then they
+// are not asked again, and the blob is worth fetching anew from its start.
+func (r *registry) wrong(digest string, why error) (again bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.served[digest] {
+		r.drop(p, why)
+		again = true
+	}
+	delete(r.served, digest)
+	return again
+}
+
+// mirrored notices a mirror that cuts a blob short, so that its rest is asked elsewhere.
+type mirrored struct {
+	io.ReadCloser
+	left   int64
+	failed func(error)
+}
+
+func (m *mirrored) Read(p []byte) (int, error) {
+	n, err := m.ReadCloser.Read(p)
+	if m.left -= int64(n); err != nil && (err != io.EOF || m.left > 0) {
+		m.failed(err)
+	}
+	return n, err
+}
+
+// open asks one place for a blob from offset on. The body ends one byte over, so that a blob longer than its descriptor
+// is seen as such.
+func (r *registry) open(ctx context.Context, p *place, digest string, offset, size int64) (io.ReadCloser, error) {
+	if offset > 0 && offset >= size {
+		return http.NoBody, nil // there is no such range
+	}
 	h := http.Header{}
 	if offset > 0 {
 		h.Set("Range", fmt.Sprintf("bytes=%d-", offset))
 	}
-	// One byte over, so that a blob longer than its descriptor is seen as such.
-	resp, err := r.get(ctx, "blobs", digest, size+1, h)
+	resp, err := r.get(ctx, p, "blobs", digest, size+1, h)
+	if e, ok := errors.AsType[*replyError](err); ok && offset > 0 && e.status == http.StatusRequestedRangeNotSatisfiable {
+		resp, err = r.get(ctx, p, "blobs", digest, size+1, http.Header{}) // it may still have the whole
+	}
 	if err != nil {
 		return nil, err
 	}
-	if offset == 0 {
-		return resp.Body, nil
-	}
-	if resp.StatusCode == http.StatusPartialContent {
-		if got := resp.Header.Get("Content-Range"); !strings.HasPrefix(got, fmt.Sprintf("bytes %d-", offset)) {
-			resp.Body.Close()
-			return nil, fmt.Errorf("blob %s: asked for bytes from %d, the registry sent %.80q", digest, offset, got)
+	switch {
+	case resp.StatusCode == http.StatusPartialContent:
+		if err = checkRange(resp.Header.Get("Content-Range"), offset, size); err == nil {
+			return http.MaxBytesReader(nil, resp.Body, size-offset+1), nil
 		}
-		return resp.Body, nil
+	case resp.ContentLength > size:
+		err = fmt.Errorf("%w: it has %d bytes, the manifest says %d", ErrDigest, resp.ContentLength, size)
+	default: // if a range was asked for, it does none: read again what is already there
+		if _, err = io.CopyN(io.Discard, resp.Body, offset); err == nil {
+			return resp.Body, nil
+		}
 	}
-	// The registry does not do ranges: read again what is already there.
-	if _, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {
-		resp.Body.Close()
-		return nil, fmt.Errorf("blob %s: %w", digest, err)
-	}
-	return resp.Body, nil
+	resp.Body.Close()
+	return nil, fmt.Errorf("blob %s from %s: %w", digest, p.host, err)
 }
 
-func (r *registry) get(ctx context.Context, kind, ref string, max int64, h http.Header) (*http.Response, error) {
-	u := url.URL{
-		Scheme: r.repo.Scheme(),
-		Host:   r.repo.RegistryStr(),
-		Path:   fmt.Sprintf("/v2/%s/%s/%s", r.repo.RepositoryStr(), kind, ref),
+// checkRange holds a Content-Range (RFC 9110 §14.4) against what was asked for: a blob of size bytes from offset on.
+func checkRange(s string, offset, size int64) error {
+	span, total, ok := strings.Cut(strings.TrimPrefix(s, "bytes "), "/")
+	first, last, dash := strings.Cut(span, "-")
+	start, err1 := strconv.ParseUint(first, 10, 63)
+	end, err2 := strconv.ParseUint(last, 10, 63)
+	if !strings.HasPrefix(s, "bytes ") || !ok || !dash || err1 != nil || err2 != nil {
+		return fmt.Errorf("%w: Content-Range %.80q", ErrFormat, s)
 	}
-	req, err := http.NewRequestWithContext(context.WithValue(ctx, limitKey{}, max), http.MethodGet, u.String(), nil)
-	if err != nil {
-		return nil, err
+	if int64(start) != offset || end < start || int64(end) >= size {
+		return fmt.Errorf("%w: bytes %d-%d are asked for, %.80q is sent", ErrFormat, offset, size-1, s)
 	}
-	req.Header = h
-	resp, err := r.client.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w", strings.TrimSuffix(kind, "s"), ref, err)
-	}
-	if err := transport.CheckError(resp, http.StatusOK, http.StatusPartialContent); err != nil {
-		resp.Body.Close()
-		return nil, fmt.Errorf("%s %s: %w", strings.TrimSuffix(kind, "s"), ref, err)
-	}
-	return resp, nil
-}
-
-// schemeGuard stands under everything that speaks to a registry, handshake, token service
-// and redirects included: no http unless permitted.
-type schemeGuard struct {
-	inner http.RoundTripper
-	plain bool
-}
-
-func (g *schemeGuard) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Scheme != "https" && !g.plain {
-		return nil, fmt.Errorf("%w: %s://%s; use https, or permit it with `--allow http`", ErrPlainHTTP, req.URL.Scheme, req.URL.Host)
-	}
-	if _, _, login := req.BasicAuth(); login && req.URL.Scheme != "https" {
-		return nil, fmt.Errorf("%w for a password: %s://%s; a registry with a login must speak https", ErrPlainHTTP, req.URL.Scheme, req.URL.Host)
-	}
-	return g.inner.RoundTrip(req)
-}
-
-// guard is a schemeGuard that also gives every reply an end.
-type guard struct {
-	schemeGuard
-	usedPlain atomic.Bool // content came over http
-}
-
-// limitKey carries the permitted reply size of a request in its context, an int64.
-type limitKey struct{}
-
-func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := g.schemeGuard.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	max, content := req.Context().Value(limitKey{}).(int64)
-	if content && req.URL.Scheme == "http" {
-		g.usedPlain.Store(true)
-	}
-	if resp.StatusCode >= 300 || !content {
-		max = maxReply
-	}
-	resp.Body = http.MaxBytesReader(nil, resp.Body, max)
-	return resp, nil
-}
-
-// checkRedirect lets a registry hand us to its blob store, but not to an address that is
-// special to this machine: cloud metadata and loopback answer by address alone.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	if len(via) > maxRedirects {
-		return fmt.Errorf("over %d redirects", maxRedirects)
-	}
-	if via[0].URL.Hostname() == req.URL.Hostname() {
-		return nil
-	}
-	addr, err := netip.ParseAddr(req.URL.Hostname())
-	if err != nil {
-		return nil
-	}
-	if addr = addr.Unmap(); addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsUnspecified() || addr.IsMulticast() {
-		return fmt.Errorf("redirect from %s to %s is refused", via[0].URL.Host, req.URL.Host)
+	if total != "*" && total != strconv.FormatInt(size, 10) {
+		return fmt.Errorf("%w: it has %.20q bytes, the manifest says %d", ErrDigest, total, size)
 	}
 	return nil
 }
 
-// readAll reads to EOF, at most max bytes.
-func readAll(r io.Reader, max int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, max+1))
-	if _, over := errors.AsType[*http.MaxBytesError](err); over || int64(len(b)) > max {
-		return nil, fmt.Errorf("%w: over %d bytes", ErrTooBig, max)
+// get asks p until it has an answer. Other replies than 200, and 206 to a range, are errors.
+func (r *registry) get(ctx context.Context, p *place, kind, ref string, max int64, h http.Header) (*http.Response, error) {
+	tries := maxTries
+	if p.mirror {
+		tries = 1
 	}
-	return b, err
+	path := fmt.Sprintf("/v2/%s/%s/%s", p.repo, kind, ref)
+	resp, err := retry(ctx, tries, func() (*http.Response, error) {
+		resp, auth, err := r.send(ctx, p, path, max, h)
+		if err == nil && resp.StatusCode == http.StatusUnauthorized && hostOf(resp) == strings.ToLower(p.host) {
+			resp.Body.Close()
+			if err := r.authenticate(ctx, p, auth, resp); err != nil {
+				return nil, err
+			}
+			resp, _, err = r.send(ctx, p, path, max, h)
+		}
+		switch {
+		case err != nil:
+			return nil, err
+		case resp.StatusCode == http.StatusOK, resp.StatusCode == http.StatusPartialContent && h.Get("Range") != "":
+			return resp, nil
+		}
+		return nil, refusal(resp)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", strings.TrimSuffix(kind, "s"), ref, err)
+	}
+	return resp, nil
+}
+
+// send asks p once, with what it last wanted to see, which is returned as well. A place that may be asked over http is asked
+// over https first, and whichever answers is kept to.
+func (r *registry) send(ctx context.Context, p *place, path string, max int64, h http.Header) (resp *http.Response, auth credential, err error) {
+	p.mu.Lock()
+	scheme, auth := p.scheme, p.auth
+	p.mu.Unlock()
+	schemes := []string{"https", "http"}
+	if scheme != "" {
+		schemes = []string{scheme}
+	}
+	var first, failed error
+	for _, s := range schemes {
+		u := &url.URL{Scheme: s, Host: p.host, Path: path}
+		resp, err = r.do(ctx, u, h, &flight{place: p, max: max, content: true, auth: auth})
+		if err == nil {
+			p.mu.Lock()
+			p.scheme = s
+			p.mu.Unlock()
+			return resp, auth, nil
+		}
+		if failed = err; s != schemes[0] {
+			failed = fmt.Errorf("over https: %w; over http: %w", first, err)
+		}
+		first = err
+		if !(errors.Is(err, http.ErrSchemeMismatch) || p.plain && unreachable(err)) || ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, auth, failed
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -38,10 +39,7 @@ func resolve(ctx context.Context, uri string, o Options) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	reg, err := openRegistry(ctx, ref.Context(), o)
-	if err != nil {
-		return nil, err
-	}
+	reg := openRegistry(ref.Context(), o)
 	i := &Image{URI: uri, Pinned: pinned, reg: reg, mem: o.Buffers}
 	if i.mem == nil {
 		i.mem = NewBuffers()
@@ -52,9 +50,6 @@ func resolve(ctx context.Context, uri string, o Options) (*Image, error) {
 		return nil, err
 	}
 	i.Digest = digestOf(body)
-	if pinned && i.Digest != ref.Identifier() {
-		return nil, fmt.Errorf("%w: the registry sent a manifest with %s", ErrDigest, i.Digest)
-	}
 	doc, err := parseDocument(body, mediaType)
 	if err != nil {
 		return nil, err
@@ -67,9 +62,6 @@ func resolve(ctx context.Context, uri string, o Options) (*Image, error) {
 		if body, mediaType, err = reg.manifest(ctx, d.Digest, min(d.Size, maxManifest)); err != nil {
 			return nil, err
 		}
-		if got := digestOf(body); got != d.Digest {
-			return nil, fmt.Errorf("%w: the index names manifest %s, the registry sent %s", ErrDigest, d.Digest, got)
-		}
 		if doc, err = parseDocument(body, mediaType); err != nil {
 			return nil, err
 		}
@@ -80,19 +72,16 @@ func resolve(ctx context.Context, uri string, o Options) (*Image, error) {
 	i.ManifestDigest = digestOf(body)
 	i.ConfigDigest = doc.Config.Digest
 
-	rc, err := reg.blob(ctx, doc.Config.Digest, 0, doc.Config.Size)
+	if doc.isArtifact() {
+		err = i.describeArtifact(doc)
+	} else {
+		var config []byte
+		if config, err = reg.small(ctx, doc.Config.Digest, doc.Config.Size); err != nil {
+			return nil, fmt.Errorf("config: %w", err)
+		}
+		err = i.describe(doc, config, platform)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("config: %w", err)
-	}
-	defer rc.Close()
-	config, err := readAll(rc, doc.Config.Size)
-	if err != nil {
-		return nil, fmt.Errorf("config %s: %w", doc.Config.Digest, err)
-	}
-	if got := digestOf(config); got != doc.Config.Digest {
-		return nil, fmt.Errorf("%w: the manifest names config %s, the registry sent %s", ErrDigest, doc.Config.Digest, got)
-	}
-	if err := i.describe(doc, config, platform); err != nil {
 		return nil, err
 	}
 	i.PlainHTTP = reg.guard.usedPlain.Load()
@@ -127,6 +116,7 @@ func (d descriptor) check(what string, max int64) error {
 type document struct {
 	SchemaVersion int          `json:"schemaVersion"`
 	MediaType     string       `json:"mediaType"`
+	ArtifactType  string       `json:"artifactType"`
 	Config        *descriptor  `json:"config"`
 	Layers        []descriptor `json:"layers"`
 	Manifests     []descriptor `json:"manifests"`
@@ -164,7 +154,7 @@ func parseDocument(body []byte, mediaType string) (*document, error) {
 }
 
 func (d *document) checkManifest() error {
-	if t := d.Config.MediaType; t != ociConfig && t != dockerConfig {
+	if t := d.Config.MediaType; t != ociConfig && t != dockerConfig && !d.isArtifact() {
 		return fmt.Errorf("%w: config type %.100q is not that of an image", ErrFormat, t)
 	}
 	if err := d.Config.check("config", maxConfig); err != nil {
@@ -181,8 +171,7 @@ func (d *document) checkManifest() error {
 	return nil
 }
 
-// choose picks the image for platform from an index: the first without a CPU variant,
-// else the first.
+// choose picks the image for platform from an index.
 func (d *document) choose(platform string) (descriptor, error) {
 	var best *descriptor
 	var offered []string
@@ -192,11 +181,12 @@ func (d *document) choose(platform string) (descriptor, error) {
 			continue
 		}
 		p := m.Platform.OS + "/" + m.Platform.Architecture
-		if p == platform && (best == nil || best.Platform.Variant != "" && m.Platform.Variant == "") {
+		if machine, variant := splitPlatform(platform); p == machine &&
+			(best == nil || betterVariant(m.Platform.Architecture, variant, m.Platform.Variant, best.Platform.Variant)) {
 			best = m
 		}
 		if len(offered) < 16 {
-			offered = append(offered, p)
+			offered = append(offered, strings.TrimSuffix(p+"/"+m.Platform.Variant, "/"))
 		}
 	}
 	if best == nil && len(d.Manifests) == 1 && d.Manifests[0].Platform == nil {
@@ -206,6 +196,41 @@ func (d *document) choose(platform string) (descriptor, error) {
 		return descriptor{}, fmt.Errorf("%w: the index has %.400q, want %s", ErrPlatform, strings.Join(offered, " "), platform)
 	}
 	return *best, best.check("manifest", maxManifest)
+}
+
+// splitPlatform takes os/architecture[/variant] apart.
+func splitPlatform(p string) (machine, variant string) {
+	if i := strings.IndexByte(p, '/'); i >= 0 {
+		if j := strings.IndexByte(p[i+1:], '/'); j >= 0 {
+			return p[:i+1+j], p[i+j+2:]
+		}
+	}
+	return p, ""
+}
+
+// betterVariant reports whether an image for CPUs of variant a is nearer to what is wanted than one for b: the newest that
+// is not newer than wanted, else the oldest. Of equal ones the first stays.
+func betterVariant(arch, wanted, a, b string) bool {
+	w, x, y := variantLevel(arch, wanted), variantLevel(arch, a), variantLevel(arch, b)
+	switch {
+	case (x <= w) != (y <= w):
+		return x <= w
+	case x <= w:
+		return x > y
+	}
+	return x < y
+}
+
+// variantLevel orders variants of an architecture (v1, v2, …); none is the one that all its processors are.
+func variantLevel(arch, variant string) int {
+	base := map[string]int{"amd64": 1, "arm": 7, "arm64": 8}[arch]
+	if variant == "" {
+		return base
+	}
+	if n, err := strconv.ParseUint(strings.TrimPrefix(variant, "v"), 10, 8); err == nil {
+		return int(n)
+	}
+	return 1 << 8 // unknown: only if there is nothing else
 }
 
 // describe fills in what manifest and config say about run and layers.
@@ -228,8 +253,8 @@ func (i *Image) describe(doc *document, config []byte, platform string) error {
 	if err := one(config, &c); err != nil {
 		return fmt.Errorf("%w: config: %w", ErrFormat, err)
 	}
-	if p := c.OS + "/" + c.Architecture; p != "/" && p != platform {
-		return fmt.Errorf("%w: the image is for %.80q, want %s", ErrPlatform, p, platform)
+	if machine, _ := splitPlatform(platform); c.OS+c.Architecture != "" && c.OS+"/"+c.Architecture != machine {
+		return fmt.Errorf("%w: the image is for %.80q, want %s", ErrPlatform, c.OS+"/"+c.Architecture, machine)
 	}
 	if c.RootFS.Type != "layers" || len(c.RootFS.DiffIDs) != len(doc.Layers) {
 		return fmt.Errorf("%w: config has %d diff-IDs of type %.40q for %d layers", ErrFormat, len(c.RootFS.DiffIDs), c.RootFS.Type, len(doc.Layers))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -95,19 +96,19 @@ func TestManifestsThatLieAreRefused(t *testing.T) {
 		uri  string
 		want error
 	}{
-		"trailing data":          {s.tag(t, "trail", []byte(good+"{}")), ErrFormat},
-		"not JSON":               {s.tag(t, "no", []byte("<html>")), ErrFormat},
-		"over 4 MiB":             {big, ErrTooBig},
-		"schema 1":               {swap(`"schemaVersion":2`, `"schemaVersion":1`), ErrFormat},
-		"unknown type":           {swap(ociManifest, "text/plain"), ErrFormat},
-		"manifest and index":     {swap(`"schemaVersion":2`, `"schemaVersion":2,"manifests":[]`), ErrFormat},
-		"config of an artifact":  {swap(ociConfig, "application/vnd.oci.empty.v1+json"), ErrFormat},
-		"layer of no known type": {swap(ociLayer+"+gzip", "application/zip"), ErrFormat},
-		"encrypted docker layer": {swap(ociLayer+"+gzip", dockerLayer+".gzip+encrypted"), ErrFormat},
-		"encrypted, no packet":   {swap(ociLayer+"+gzip", ociLayer+"+gzip+encrypted"), ErrKey},
-		"negative size":          {swap(`"size":`, `"size":-`), ErrTooBig},
-		"huge size":              {swap(`"size":`, `"size":99999999999999`), ErrTooBig},
-		"a digest of md5":        {swap(`"digest":"sha256:`, `"digest":"md5:`), ErrFormat},
+		"trailing data":           {s.tag(t, "trail", []byte(good+"{}")), ErrFormat},
+		"not JSON":                {s.tag(t, "no", []byte("<html>")), ErrFormat},
+		"over 4 MiB":              {big, ErrTooBig},
+		"schema 1":                {swap(`"schemaVersion":2`, `"schemaVersion":1`), ErrFormat},
+		"unknown type":            {swap(ociManifest, "text/plain"), ErrFormat},
+		"manifest and index":      {swap(`"schemaVersion":2`, `"schemaVersion":2,"manifests":[]`), ErrFormat},
+		"config of no known type": {swap(ociConfig, "application/vnd.unknown.config.v1+json"), ErrFormat},
+		"layer of no known type":  {swap(ociLayer+"+gzip", "application/zip"), ErrFormat},
+		"encrypted docker layer":  {swap(ociLayer+"+gzip", dockerLayer+".gzip+encrypted"), ErrFormat},
+		"encrypted, no packet":    {swap(ociLayer+"+gzip", ociLayer+"+gzip+encrypted"), ErrKey},
+		"negative size":           {swap(`"size":`, `"size":-`), ErrTooBig},
+		"huge size":               {swap(`"size":`, `"size":99999999999999`), ErrTooBig},
+		"a digest of md5":         {swap(`"digest":"sha256:`, `"digest":"md5:`), ErrFormat},
 		"fewer layers than diff-IDs": {s.tag(t, "few", []byte(good[:strings.Index(good, `"layers":[`)]+
 			`"layers":[]`+good[strings.Index(good, `],"mediaType"`)+1:])), ErrFormat},
 	} {
@@ -301,6 +302,8 @@ func TestLogin(t *testing.T) {
 func FuzzResolveManifest(f *testing.F) {
 	f.Add([]byte(`{"schemaVersion":2,"config":{"mediaType":"`+ociConfig+`","digest":"sha256:00","size":2},"layers":[]}`), ociManifest)
 	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"size":1,"platform":{"os":"linux","architecture":"amd64"}}]}`), ociIndex)
+	f.Add([]byte(`{"schemaVersion":2,"artifactType":"x","config":{"mediaType":"`+emptyConfig+`","digest":"`+digestOf([]byte("{}"))+`","size":2},"layers":[`+
+		`{"mediaType":"text/csv","digest":"`+digestOf(nil)+`","size":0,"annotations":{"`+titleKey+`":"a/b.csv"}}]}`), ociManifest)
 	f.Fuzz(func(t *testing.T, b []byte, mediaType string) {
 		d, err := parseDocument(b, mediaType)
 		if err != nil {
@@ -313,10 +316,37 @@ func FuzzResolveManifest(f *testing.F) {
 			return
 		}
 		i := Image{URI: "docker://h/r"}
-		if err := i.describe(d, b, defaultPlatform); err == nil && len(i.Layers) != len(d.Layers) {
+		if d.isArtifact() {
+			err = i.describeArtifact(d)
+		} else {
+			err = i.describe(d, b, defaultPlatform)
+		}
+		if err != nil {
+			return
+		}
+		if len(i.Layers) != len(d.Layers) {
 			t.Errorf("%d layers of %d", len(i.Layers), len(d.Layers))
+		}
+		for _, l := range i.Layers {
+			if l.File != "" && (!i.Artifact || !filepath.IsLocal(l.File) || filepath.Clean(l.File) != l.File) {
+				t.Errorf("file %q", l.File)
+			}
+			if (l.DiffID == "") != i.Artifact {
+				t.Errorf("diff-ID %q", l.DiffID)
+			}
 		}
 		i.KeyIDs()
 		i.RequireEncrypted()
+	})
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte(`{"os":"linux","architecture":"amd64","config":{"Entrypoint":["/run"],"Env":["A=b"]},"rootfs":{"type":"layers","diff_ids":["` + digestOf(nil) + `"]}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		i := Image{URI: "docker://h/r"}
+		err := i.describe(&document{Layers: []descriptor{{MediaType: ociLayer, Digest: digestOf(nil)}}}, b, defaultPlatform)
+		if err == nil && (len(i.Layers) != 1 || !isDigest(i.Layers[0].DiffID) || i.Artifact) {
+			t.Errorf("%+v", i)
+		}
 	})
 }

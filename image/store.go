@@ -1,3 +1,5 @@
+//go:build !guest
+
 package image
 
 import (
@@ -8,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
@@ -87,6 +90,13 @@ func Push(ctx context.Context, img v1.Image, uri string, o Options) (pinned stri
 		return "", err
 	}
 	return uri + "@" + d.String(), nil
+}
+
+func (o Options) auth() authn.Authenticator {
+	if o.Login == nil {
+		return authn.Anonymous
+	}
+	return &authn.Basic{Username: o.Login.User, Password: o.Login.Password}
 }
 
 func remoteOptions(ctx context.Context, o Options) []remote.Option {

@@ -16,8 +16,19 @@ import (
 // the digest, the HMAC and the diff-ID of every layer hold, and on error nothing stays.
 // keys must open every encrypted layer ([Image.KeyIDs]); that is tried before a byte is
 // fetched. progress, if not nil, gets the bytes just fetched, from several goroutines.
-// Errors are [*Error].
-func (i *Image) Unpack(ctx context.Context, dir string, keys Keys, lim Limits, progress func(int64)) (err error) {
+// Where a mirror may be to blame it all begins anew without that mirror, and so does progress. Errors are [*Error].
+func (i *Image) Unpack(ctx context.Context, dir string, keys Keys, lim Limits, progress func(int64)) error {
+	for {
+		err := i.unpack(ctx, dir, keys, lim, progress)
+		// Any error: what is not the image's is parsed and written before its digest is known to be wrong.
+		e, ok := errors.AsType[*Error](err)
+		if !ok || e.Layer < 0 || ctx.Err() != nil || !i.reg.wrong(i.Layers[e.Layer].Digest, err) {
+			return err
+		}
+	}
+}
+
+func (i *Image) unpack(ctx context.Context, dir string, keys Keys, lim Limits, progress func(int64)) (err error) {
 	fail := func(layer int, err error) error { return &Error{i.URI, layer, err} }
 	if progress == nil {
 		progress = func(int64) {}
@@ -35,6 +46,9 @@ func (i *Image) Unpack(ctx context.Context, dir string, keys Keys, lim Limits, p
 		}
 	}()
 	for n := range i.Layers {
+		if i.Layers[n].File != "" {
+			return fail(n, fmt.Errorf("%w: %.200q is a file and no archive: artifacts of files are not unpacked yet", ErrFormat, i.Layers[n].File))
+		}
 		if i.Layers[n].Encrypted {
 			if opened[n], err = i.Layers[n].enc.unwrap(keys); err != nil {
 				return fail(n, err)

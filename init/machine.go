@@ -2,13 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"time"
 
@@ -190,25 +185,3 @@ func newVsockHost(ctx context.Context, port uint32) host {
 
 func (h vsockHost) Send(e result.Event)             { h.events.Send(e) }
 func (h vsockHost) Close(ctx context.Context) error { return h.events.Close(ctx) }
-
-// registryTransport speaks to a registry: HTTP/1.1, no proxy but those that the manifest names (none yet), and only
-// the certificate authority that the manifest gives, if it gives one.
-func registryTransport(ca []byte) (http.RoundTripper, error) {
-	t := &http.Transport{
-		DialContext:            (&net.Dialer{Timeout: 30 * time.Second}).DialContext,
-		TLSHandshakeTimeout:    30 * time.Second,
-		ResponseHeaderTimeout:  time.Minute,
-		MaxResponseHeaderBytes: 64 << 10,
-		MaxIdleConnsPerHost:    8,
-		IdleConnTimeout:        30 * time.Second,
-		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
-	}
-	if len(ca) > 0 {
-		pool := x509.NewCertPool()
-		if !pool.AppendCertsFromPEM(ca) {
-			return nil, errors.New("no PEM certificate")
-		}
-		t.TLSClientConfig.RootCAs = pool
-	}
-	return t, nil
-}

@@ -109,20 +109,40 @@ func (r *run) keysFor(in *input) image.Keys {
 	return keys
 }
 
-// imageOptions is how the registry in uri is reached: with the authority that the manifest pins, if it pins one.
+// imageOptions is how the registry in uri and its mirrors are reached: as the manifest says of each.
 func (r *run) imageOptions(uri string) (o image.Options, err error) {
-	o = image.Options{PlainHTTP: r.opts.Allow.Has(cmdline.AllowHTTP), Buffers: r.buffers}
-	host, _, _ := strings.Cut(strings.TrimPrefix(uri, "docker://"), "/")
+	host, repository, _ := strings.Cut(strings.TrimPrefix(uri, "docker://"), "/")
+	main, mirrors, err := r.reach(host, uri)
+	if err != nil {
+		return o, err
+	}
+	o = image.Options{Transport: main.Transport, PlainHTTP: main.PlainHTTP, Login: main.Login, Log: r.private, Buffers: r.buffers}
+	for _, at := range mirrors {
+		mirror, _, _ := strings.Cut(at, "/")
+		m, _, err := r.reach(mirror, at+"/"+repository)
+		if err != nil {
+			return o, err
+		}
+		m.At = at
+		o.Mirrors = append(o.Mirrors, m)
+	}
+	return o, nil
+}
+
+// reach is how one host is reached, by its own entry in the manifest, if it has one, and which mirrors that names.
+func (r *run) reach(host, uri string) (m image.Mirror, mirrors []string, err error) {
+	m = image.Mirror{PlainHTTP: r.opts.Allow.Has(cmdline.AllowHTTP), Login: r.logins.find(host, uri)}
 	for _, reg := range r.doc.Registries {
 		if reg.Host != host {
 			continue
 		}
-		if o.Transport, err = registryTransport(reg.CA); err != nil {
-			return o, fmt.Errorf("registry %s: ca: %w", reg.Host, err) // never without the pin
+		mirrors = reg.Mirrors
+		if m.Transport, err = image.NewTransport(reg.CA, reg.Proxy); err != nil {
+			return m, nil, fmt.Errorf("registry %s: %w", reg.Host, err) // never without the pin
 		}
+		m.PlainHTTP = m.PlainHTTP && len(reg.CA) == 0 // nor around it
 	}
-	o.Login = r.logins.find(host, uri)
-	return o, nil
+	return m, mirrors, nil
 }
 
 // fits refuses images that this machine's memory cannot hold, before a byte of them is pulled. Compressed sizes are

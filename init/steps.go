@@ -167,6 +167,9 @@ func (r *run) resolve(ctx context.Context) error {
 			if in.image, err = r.machine.resolve(ctx, in.want.URI, o); err != nil {
 				return fmt.Errorf("%s: %w", in.name, err)
 			}
+			if in == r.inputs[0] && in.image.Artifact {
+				return fmt.Errorf("%s: %s is an artifact, files without a config that could be run: push an image", in.name, in.want.URI)
+			}
 			return in.check()
 		}))
 	}

@@ -13,8 +13,8 @@ func TestExamplesInTheReferenceParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	examples := regexp.MustCompile("(?s)```json\n(.*?)```").FindAllSubmatch(b, -1)
-	if len(examples) != 3 {
-		t.Fatalf("%d examples, want 3", len(examples))
+	if len(examples) != 4 {
+		t.Fatalf("%d examples, want 4", len(examples))
 	}
 	for i, e := range examples {
 		var allow func(string) bool // those in our spelling are as strict as can be

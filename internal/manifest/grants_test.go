@@ -109,7 +109,6 @@ func TestGrantsThatAreRefused(t *testing.T) {
 		"images of which nothing is said":       {one + `,"images":{}`, "images.policy: is missing"},
 		"images and keys":                       {one + `,"images":{"policy":"a/b/c","keys":[]}`, "images.keys: is an unknown key"},
 		"a registry of which nothing is said":   {`,"registries":[{"host":"r.example"}]`, "registries[0].ca: is missing, and so are credentials"},
-		"mirrors":                               {`,"registries":[{"host":"r.example","mirrors":[]}]`, "registries[0].mirrors: is not supported in this build"},
 		"credentials in the manifest":           {one + `,"registries":[{"host":"r.example","credentials":{"user":"a","password":"b"}}]`, "registries[0].credentials.password: is an unknown key"},
 		"a kind of key":                         {`,"kbs":[{"url":"https://a.example","key_type":"P-256"}]`, `kbs[0].key_type: "P-256": want one of ECDH-ES+A256KW-P256`},
 		"a file without a path":                 {`,"files":[{"value":""}]`, "files[0].path: is missing"},

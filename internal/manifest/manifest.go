@@ -146,12 +146,15 @@ type Broker struct {
 	KeyType string
 }
 
-// Registry is what is said of a registry: its certificates, its credentials, or both.
+// Registry is what is said of a registry, or of a mirror of one: one of these at least.
 type Registry struct {
 	Host string // host[:port], as in URIs
 	CA   []byte // PEM; empty: not pinned
 
 	Credentials *BrokerResource // a containers-auth.json; nil: none
+
+	Mirrors []string // host[:port][/prefix], to be asked first, in this order, for what has a digest
+	Proxy   string   // http://host[:port] or https://host[:port]; empty: none
 }
 
 // Raw is the manifest's exact bytes. They must not be changed.

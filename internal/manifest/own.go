@@ -237,7 +237,6 @@ func (r *reader) registries(o *object, m *Manifest, general []string) {
 		if e == nil {
 			continue
 		}
-		e.later("mirrors")
 		reg := Registry{Host: e.text("host"), CA: r.certificates(e, "ca")}
 		if err := checkHost(reg.Host); err != nil {
 			r.problem(e.path("host"), "%v", err)
@@ -247,10 +246,40 @@ func (r *reader) registries(o *object, m *Manifest, general []string) {
 		}
 		if n := e.member("credentials"); n != nil {
 			reg.Credentials = r.brokerResource(m, n, general)
-		} else if !e.has("ca") {
-			r.problem(e.path("ca"), "is missing, and so are credentials: nothing is said of the registry")
+		}
+		reg.Mirrors = r.mirrors(e, reg.Host)
+		if reg.Proxy = e.text("proxy"); e.has("proxy") {
+			if err := checkProxy(reg.Proxy); err != nil {
+				r.problem(e.path("proxy"), "%v", err)
+			}
+		}
+		if !e.has("ca") && !e.has("credentials") && !e.has("mirrors") && !e.has("proxy") {
+			r.problem(e.path("ca"), "is missing, and so are credentials, mirrors and proxy: nothing is said of the registry")
 		}
 		e.done()
 		m.Registries = append(m.Registries, reg)
 	}
+}
+
+// maxMirrors of a registry.
+const maxMirrors = 8
+
+func (r *reader) mirrors(e *object, host string) []string {
+	var all []string
+	for _, n := range e.list("mirrors") {
+		if n.kind != '"' {
+			r.problem(n.path, "is %v, want a string", n)
+			continue
+		}
+		if err := checkMirror(n.text); err != nil {
+			r.problem(n.path, "%v", err)
+		} else if n.text == host || slices.Contains(all, n.text) {
+			r.problem(n.path, "%s: is the registry itself, or there twice", n.text)
+		}
+		all = append(all, n.text)
+	}
+	if e.has("mirrors") && (len(all) == 0 || len(all) > maxMirrors) {
+		r.problem(e.path("mirrors"), "%d of them; want 1 to %d", len(all), maxMirrors)
+	}
+	return all
 }

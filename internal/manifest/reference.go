@@ -91,6 +91,41 @@ func checkHost(s string) error {
 	return nil
 }
 
+// checkMirror judges host[:port][/prefix].
+func checkMirror(s string) error {
+	host, prefix, prefixed := strings.Cut(s, "/")
+	if err := checkHost(host); err != nil {
+		return fmt.Errorf("%.200q: want host[:port][/prefix]: %w", s, err)
+	}
+	if !prefixed {
+		return nil
+	}
+	for part := range strings.SplitSeq(prefix, "/") {
+		if !word(part, lower+digits, "._-") || len(s) > 255 {
+			return fmt.Errorf("%.200q: %.80q in the prefix; want lower-case letters, digits and inner . _ -", s, part)
+		}
+	}
+	return nil
+}
+
+// checkProxy judges http://host[:port] and https://host[:port]. What it quotes has no password in it.
+func checkProxy(s string) error {
+	if strings.Contains(s, "@") {
+		return errors.New("has a user or password, which a manifest must not carry; want a proxy without")
+	}
+	host, ok := strings.CutPrefix(s, "http://")
+	if !ok {
+		host, ok = strings.CutPrefix(s, "https://")
+	}
+	if !ok {
+		return fmt.Errorf("%.200q: want http://host[:port] or https://host[:port]", s)
+	}
+	if err := checkHost(host); err != nil {
+		return fmt.Errorf("%.200q: want http://host[:port] or https://host[:port]: %w", s, err)
+	}
+	return nil
+}
+
 // brokerURL judges a broker's URL and gives the one form in which two of them are compared.
 func brokerURL(s string) (string, error) {
 	u, err := url.Parse(s)
