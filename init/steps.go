@@ -167,7 +167,10 @@ func (r *run) resolve(ctx context.Context) error {
 			if in.image, err = r.machine.resolve(ctx, in.want.URI, o); err != nil {
 				return fmt.Errorf("%s: %w", in.name, err)
 			}
-			return in.check()
+			if err := in.check(); err != nil {
+				return err
+			}
+			return r.verified(ctx, in)
 		}))
 	}
 	if err := all.Wait(); err != nil {
