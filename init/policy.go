@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
-	"time"
 
 	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/imagepolicy"
@@ -74,54 +73,22 @@ func (r *run) admitBy(ctx context.Context, name string, policy []byte, broker st
 	return nil
 }
 
-// verified holds an image against the signatures that the policy requires of it: its manifest must be signed, or the
-// index that led there. Where they cannot be had is no error of its own, but part of why none was found.
+// verified holds an image against the signatures that the policy requires of it, before a key is asked for.
 func (r *run) verified(ctx context.Context, in *input) error {
 	if r.policy == nil {
 		return nil
 	}
-	uri := in.want.URI
-	cosign, simple := r.policy.Needs(uri)
-	if !cosign && !simple {
-		return nil
+	base, o, err := r.lookaside(in.want.URI)
+	if err != nil {
+		return fmt.Errorf("%s: images.lookaside: %w", in.name, err)
 	}
-	claim := imagepolicy.Claim{Reference: uri, Digests: []string{in.image.ManifestDigest}}
-	if in.image.Digest != in.image.ManifestDigest {
-		claim.Digests = append(claim.Digests, in.image.Digest)
-	}
-	base, o, err := r.lookaside(uri)
+	claim, err := r.policy.VerifyImage(ctx, in.image, base, o, func(path string) []byte { return r.policy.keys[path] })
 	if err != nil {
 		return fmt.Errorf("%s: %w", in.name, err)
 	}
-	var lost []error
-	for _, digest := range claim.Digests {
-		if cosign {
-			all, err := in.image.Signatures(ctx, digest)
-			for _, s := range all {
-				claim.Cosign = append(claim.Cosign, imagepolicy.Cosign(s))
-			}
-			lost = append(lost, err)
-		}
-		if simple && base != "" {
-			all, err := in.image.Lookaside(ctx, base, digest, o)
-			claim.Simple = append(claim.Simple, all...)
-			lost = append(lost, err)
-		}
+	if n := len(claim.Cosign) + len(claim.Simple); n > 0 {
+		r.private.Info("signatures hold", "image", in.name, "digests", claim.Digests, "found", n)
 	}
-	if simple && base == "" {
-		lost = append(lost, errors.New("images.lookaside names no place for its simple signatures"))
-	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	err = r.policy.Verify(claim, func(path string) []byte { return r.policy.keys[path] }, time.Now())
-	if err != nil {
-		if why := errors.Join(lost...); why != nil {
-			err = fmt.Errorf("%w; of those not found: %w", err, why)
-		}
-		return fmt.Errorf("%s: %w", in.name, err)
-	}
-	r.private.Info("signatures hold", "image", in.name, "digests", claim.Digests, "cosign", len(claim.Cosign), "simple", len(claim.Simple))
 	return nil
 }
 

@@ -23,6 +23,9 @@ import (
 // MaxSignatures is how many signatures of a kind are looked at for one image.
 const MaxSignatures = 64
 
+// MaxKey is the size of a key in bytes, or of a keyring, beyond which it is refused.
+const MaxKey = openpgp.MaxKeys
+
 // A Claim is what is said of an image, before any of it is verified.
 type Claim struct {
 	Reference string   // [docker://]registry/repository[:tag][@sha256:…], as the image was asked for
