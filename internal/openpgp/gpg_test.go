@@ -241,6 +241,21 @@ func TestKeysOfGPG(t *testing.T) {
 	g.run(nil, "--quick-add-uid", exact("a"), "another")
 	g.run(nil, "--quick-revoke-uid", exact("a"), "another")
 	wants("a user ID that is revoked", "a", message, now, "")
+	raw, err := packets(g.run(nil, "--export", exact("a")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone := raw[:1:1]
+	for i, p := range raw {
+		if p.tag == tagUserID && string(p.body) == "another" {
+			alone = append(alone, raw[i:]...)
+		}
+	}
+	if k, err := ReadKeys(encode(alone)); err != nil || len(alone) < 4 {
+		t.Errorf("%d packets, %v", len(alone), err)
+	} else if _, _, err := k.Verify(message, now); err == nil || !strings.Contains(err.Error(), "none of these") {
+		t.Errorf("a key whose one user ID is revoked: %v", err)
+	}
 	revocation, err := os.ReadFile(filepath.Join(g.home, "openpgp-revocs.d", g.fingerprint("a")+".rev"))
 	if err != nil {
 		t.Fatal(err)

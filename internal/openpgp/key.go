@@ -230,7 +230,7 @@ func (c signer) mayHaveSigned(s *signature, now time.Time) error {
 		if v.by.expires != 0 && !now.Before(v.by.created.Add(v.by.expires)) {
 			return fmt.Errorf("made by key %X, whose self-signature expired", v.key.fingerprint[12:])
 		}
-		if end := v.key.created.Add(v.by.keyExpires); v.by.keyExpires != 0 && (!now.Before(end) || !s.created.Before(end)) {
+		if end := v.key.created.Add(v.by.keyExpires); v.by.keyExpires != 0 && !now.Before(end) {
 			return fmt.Errorf("made by key %X, which expired on %s", v.key.fingerprint[12:], day(end))
 		}
 	}

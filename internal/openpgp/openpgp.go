@@ -26,7 +26,7 @@ const (
 const maxSkew = time.Hour
 
 // Verify returns the content of a signed message, and the fingerprint of the primary key, in capitals, that answers for
-// the key which signed it. The key must be one that may sign, neither revoked nor expired: both when it signed and now.
+// the key which signed it. The key must be one that may sign, neither revoked nor expired.
 // Nothing of a message that does not verify is returned.
 func (k *Keys) Verify(message []byte, now time.Time) (content []byte, signer string, err error) {
 	content, onePass, s, err := readMessage(message)

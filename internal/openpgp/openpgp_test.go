@@ -2,7 +2,9 @@ package openpgp
 
 import (
 	"bytes"
+	"compress/flate"
 	"crypto"
+	"encoding/binary"
 	"io"
 	"strings"
 	"testing"
@@ -161,6 +163,141 @@ func TestKeysOfTheLibrary(t *testing.T) {
 func entitySelf(t *testing.T) *pgp.Signature {
 	s, _ := entityOf(t, &pgp.Config{Algorithm: pgp.PubKeyAlgoEd25519}).PrimarySelfSignature()
 	return s
+}
+
+// encode writes packets with lengths of five bytes.
+func encode(all []packet) []byte {
+	var b []byte
+	for _, p := range all {
+		b = append(b, 0xc0|p.tag, 255)
+		b = append(binary.BigEndian.AppendUint32(b, uint32(len(p.body))), p.body...)
+	}
+	return b
+}
+
+func split(t *testing.T, b []byte) []packet {
+	t.Helper()
+	all, err := packets(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// TestCraftedKeys: keys that no program makes.
+func TestCraftedKeys(t *testing.T) {
+	config := &pgp.Config{Algorithm: pgp.PubKeyAlgoEd25519}
+	addSub := func(e *library.Entity) error { return e.AddSigningSubkey(config) }
+	refused := func(name string, ring, message []byte, want string) {
+		t.Helper()
+		k, err := ReadKeys(ring)
+		if err == nil {
+			_, _, err = k.Verify(message, time.Now())
+		}
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
+	}
+
+	victim := entityOf(t, config, addSub)
+	m := message(t, victim, config)
+	refused("as it was", encode(split(t, public(t, victim))), m, "")
+	stolen := victim.Subkeys[len(victim.Subkeys)-1]
+	cross := stolen.Sig.EmbeddedSignature
+	thief := entityOf(t, config, addSub)
+	taken := thief.Subkeys[len(thief.Subkeys)-1]
+	taken.PublicKey, taken.Sig.EmbeddedSignature = stolen.PublicKey, cross
+	if err := taken.Sig.SignKey(taken.PublicKey, thief.PrivateKey, config); err != nil {
+		t.Fatal(err)
+	}
+	taken.Sig.EmbeddedSignature = cross
+	thief.Subkeys[len(thief.Subkeys)-1] = taken
+	refused("a subkey of somebody else", public(t, thief), m, "none of these")
+
+	all := split(t, public(t, victim))
+	last := all[len(all)-1]
+	if last.tag != tagSignature {
+		t.Fatalf("the last packet is of type %d", last.tag)
+	}
+	last.body[len(last.body)-1] ^= 1
+	refused("a binding altered", encode(all), m, "none of these")
+
+	old := &pgp.Config{Algorithm: pgp.PubKeyAlgoEd25519, Time: func() time.Time { return time.Now().Add(-time.Hour) }}
+	e := entityOf(t, old)
+	m = message(t, e, old)
+	before := split(t, public(t, e))
+	_, id := e.PrimarySelfSignature()
+	id.SelfSignature.FlagSign, id.SelfSignature.CreationTime = false, time.Now()
+	if err := id.SelfSignature.SignUserId(id.UserId.Id, e.PrimaryKey, e.PrivateKey, config); err != nil {
+		t.Fatal(err)
+	}
+	after := split(t, public(t, e))
+	refused("the newer says no", encode([]packet{before[0], before[1], before[2], after[2]}), m, "none of these")
+	refused("the newer says no, and comes first", encode([]packet{before[0], before[1], after[2], before[2]}), m, "none of these")
+	refused("the older says yes", encode(before[:3]), m, "")
+
+	seconds := uint32(60)
+	id.SelfSignature.FlagSign, id.SelfSignature.CreationTime, id.SelfSignature.SigLifetimeSecs = true, time.Now().Add(-time.Hour), &seconds
+	if err := id.SelfSignature.SignUserId(id.UserId.Id, e.PrimaryKey, e.PrivateKey, config); err != nil {
+		t.Fatal(err)
+	}
+	refused("a self-signature that expired", public(t, e), m, "whose self-signature expired")
+}
+
+// TestCraftedMessages: messages that no program makes.
+func TestCraftedMessages(t *testing.T) {
+	config := &pgp.Config{Algorithm: pgp.PubKeyAlgoEd25519}
+	e := entityOf(t, config)
+	keys, err := ReadKeys(public(t, e))
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := func() []packet { return split(t, message(t, e, config)) }
+	pack := func(method byte, b []byte) []byte {
+		var z bytes.Buffer
+		w, err := flate.NewWriter(&z, 9)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return encode([]packet{{tagCompressed, append([]byte{method}, z.Bytes()...)}})
+	}
+	nested, otherHash, otherKind := good(), good(), good()
+	nested[0].body[12] = 0
+	otherHash[0].body[2] = 10
+	otherKind[0].body[1] = 1
+	for name, c := range map[string]struct {
+		in   []byte
+		want string
+	}{
+		"as it was":              {encode(good()), ""},
+		"compressed":             {pack(1, encode(good())), ""},
+		"compressed twice":       {pack(1, pack(1, encode(good()))), "is not one signature around one literal"},
+		"a bomb":                 {pack(1, make([]byte, 64<<20)), "decompresses to over"},
+		"no deflate":             {encode([]packet{{tagCompressed, []byte{1, 0xff, 0xff}}}), "compressed packet: "},
+		"an empty compression":   {encode([]packet{{tagCompressed, nil}}), "empty"},
+		"nested":                 {encode(nested), "nested"},
+		"another hash announced": {encode(otherHash), "another than it announces"},
+		"another kind announced": {encode(otherKind), "another than it announces"},
+		"a literal more":         {encode(append(good(), good()[1])), "is not one signature"},
+		"a signature more":       {encode(append(good(), good()[2])), "is not one signature"},
+		"no one-pass signature":  {encode(good()[1:]), "is not one signature"},
+		"a short literal":        {encode([]packet{good()[0], {tagLiteral, []byte("b\x05abc\x00")}, good()[2]}), "cut short"},
+		"a literal of parts":     {append(append(encode(good()[:1]), 0xcb, 0xe0, good()[1].body[0], 0), encode(good()[2:])...), "cut short"},
+		"a signature of parts":   {append(encode(good()[:2]), 0xc2, 0xe0, 4, 0), "cut short"},
+		"more than it may be":    {make([]byte, MaxMessage+1), "at most"},
+		"nothing":                {nil, "is not one signature"},
+	} {
+		content, _, err := keys.Verify(c.in, time.Now())
+		if c.want == "" && (err != nil || string(content) != said) || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %q, %v, want %q", name, content, err, c.want)
+		}
+	}
 }
 
 func TestArmour(t *testing.T) {
