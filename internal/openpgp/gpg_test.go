@@ -276,6 +276,7 @@ func TestKeysOfGPG(t *testing.T) {
 	g.key("e", "rsa2048", "")
 	g.run(nil, "--quick-add-key", g.fingerprint("e"), "rsa2048", "encr", "never")
 	wants("a key with one for encryption", "e", g.sign("e"), now, "")
+	wants("a signature older than its key", "e", g.sign("e", "--faked-system-time", "20200101T000000", "--ignore-time-conflict"), now, "made on 2020-01-01, before the key")
 	g.run(nil, "--quick-generate-key", "c", "rsa1024", "cert,sign", "never")
 	wants("RSA of 1024 bits", "c", g.sign("c"), now, "none of these")
 	g.key("s", "rsa2048", "", "--cert-digest-algo", "SHA1")
