@@ -11,6 +11,8 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -50,17 +52,20 @@ func newSigning(t *testing.T) *signing {
 	if !strings.HasSuffix(s.repo, "/algorithm") {
 		t.Fatalf("the first image is %s", ref)
 	}
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b, ok := s.shelf[r.URL.Path]
-		if !ok {
-			http.NotFound(w, r)
-			return
-		}
-		w.Write(b)
-	}))
+	srv := httptest.NewServer(s)
 	t.Cleanup(srv.Close)
 	s.aside = srv.URL + "/sigs"
 	return s
+}
+
+// ServeHTTP is the lookaside.
+func (s *signing) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	b, ok := s.shelf[r.URL.Path]
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	w.Write(b)
 }
 
 func (s *signing) newKey() *ecdsa.PrivateKey {
@@ -295,6 +300,32 @@ func TestUnsignedImages(t *testing.T) {
 				t.Error("the console says why")
 			}
 		})
+	}
+}
+
+// TestLookasideOfAPrivateAuthority: it is the one that the manifest names for that host.
+func TestLookasideOfAPrivateAuthority(t *testing.T) {
+	for _, named := range []bool{true, false} {
+		s := newSigning(t)
+		srv := httptest.NewUnstartedServer(s)
+		srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+		srv.StartTLS()
+		defer srv.Close()
+		s.aside = srv.URL + "/sigs"
+		s.asks(s.besides(), simply(s.gpg(s.repo+":v1", s.digest, s.digest, 1)))
+		if named {
+			ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+			s.edit(`"results": {`, fmt.Sprintf(`"registries": [{"host": %q, "ca": %q}], "results": {`, strings.TrimPrefix(srv.URL, "https://"), ca))
+		}
+		s.boot()
+		if named {
+			s.ends("", result.OK, true)
+			continue
+		}
+		s.ends("resolve", result.BadImage, false)
+		if log := s.log(); !strings.Contains(log, "certificate") || !strings.Contains(log, "no signature was found") {
+			t.Errorf("the sealed log does not say why:\n%s", log)
+		}
 	}
 }
 
