@@ -93,7 +93,7 @@ func (r *run) verified(ctx context.Context, in *input) error {
 }
 
 // lookaside is where the manifest says that an image's simple signatures are, by the longest scope, and how that server
-// is reached: as a registry would be, without a login. "" where it says nothing.
+// is reached: as a registry would be, though package image logs in to none. "" where it says nothing.
 func (r *run) lookaside(uri string) (base string, o image.Options, err error) {
 	host, repository, _ := strings.Cut(strings.TrimPrefix(uri, "docker://"), "/")
 	repository, _, _ = strings.Cut(repository, "@")
@@ -113,6 +113,5 @@ func (r *run) lookaside(uri string) (base string, o image.Options, err error) {
 		return "", o, err
 	}
 	o, err = r.imageOptions("docker://" + u.Host + "/")
-	o.Login = nil
 	return base, o, err
 }

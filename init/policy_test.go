@@ -343,7 +343,7 @@ func TestLookasideScopes(t *testing.T) {
 		"docker://r.example/team/app:v1":       "https://four.example",
 		"docker://s.example/r.example/team/x":  "",
 	} {
-		if got, o, err := r.lookaside(uri); got != want || err != nil || o.Login != nil {
+		if got, _, err := r.lookaside(uri); got != want || err != nil {
 			t.Errorf("%s: %q, %v, want %q", uri, got, err, want)
 		}
 	}
