@@ -15,7 +15,6 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/guestapi"
-	"github.com/ampoule-vm/ampoule/internal/imagepolicy"
 	"github.com/ampoule-vm/ampoule/internal/kbs"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/registryauth"
@@ -79,7 +78,7 @@ func (r *run) admit(ctx context.Context) error {
 		wants = append(wants, want(*r.doc.ImagePolicy))
 	}
 	if len(wants) == 0 {
-		return nil
+		return r.admitInline(ctx)
 	}
 	grant, err := r.ask(ctx, wants)
 	if err != nil {
@@ -97,20 +96,10 @@ func (r *run) admit(ctx context.Context) error {
 		}
 		r.logins[reg.Host] = c
 	}
-	if r.doc.ImagePolicy == nil {
-		return nil
+	if at := r.doc.ImagePolicy; at != nil {
+		return r.admitBy(ctx, at.Path, grant.Key(at.Broker, at.Path), at.Broker)
 	}
-	policy, err := imagepolicy.Parse(grant.Key(r.doc.ImagePolicy.Broker, r.doc.ImagePolicy.Path))
-	if err != nil {
-		return fmt.Errorf("image policy %s: %w", r.doc.ImagePolicy.Path, err)
-	}
-	var errs []error
-	for _, in := range r.inputs {
-		if err := policy.Check(in.want.URI); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", in.name, err))
-		}
-	}
-	return errors.Join(errs...)
+	return r.admitInline(ctx)
 }
 
 // secrets are what the workload is given: unsealed values by the sealed ones, and resources by their path.

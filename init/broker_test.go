@@ -252,8 +252,8 @@ func TestBadGrants(t *testing.T) {
 			f.keep("default/security-policy/test", `{"default": [{"type": "reject"}]}`)
 			f.edit(`"results": {`, `"images": {"policy": "default/security-policy/test"}, "results": {`)
 		}, "resolve", result.BadImage, "rejected by the image policy"},
-		"a policy that wants signatures": {func(f *flow) {
-			f.keep("default/security-policy/test", `{"default": [{"type": "sigstoreSigned", "keyPath": "kbs:///default/cosign/key"}]}`)
+		"a policy with a key in a file": {func(f *flow) {
+			f.keep("default/security-policy/test", `{"default": [{"type": "sigstoreSigned", "keyPath": "/etc/cosign.pub"}]}`)
 			f.edit(`"results": {`, `"images": {"policy": "kbs:///default/security-policy/test"}, "results": {`)
 		}, "resolve", result.BadImage, "not supported in this build"},
 		"a policy that is none": {func(f *flow) {

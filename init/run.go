@@ -40,6 +40,7 @@ type run struct {
 	inputs    []*input             // resolve
 	brokers   keyBrokers           // resolve, or attest if that asks first
 	logins    logins               // resolve
+	policy    *admission           // resolve; nil: digests alone count
 	grant     *kbs.Grant           // attest
 	secrets   secrets              // attest
 	output    *workload.Outcome    // execute

@@ -170,7 +170,10 @@ func (r *run) resolve(ctx context.Context) error {
 			if in == r.inputs[0] && in.image.Artifact {
 				return fmt.Errorf("%s: %s is an artifact, files without a config that could be run: push an image", in.name, in.want.URI)
 			}
-			return in.check()
+			if err := in.check(); err != nil {
+				return err
+			}
+			return r.verified(ctx, in)
 		}))
 	}
 	if err := all.Wait(); err != nil {

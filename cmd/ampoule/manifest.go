@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/imagepolicy"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 )
 
@@ -54,6 +56,9 @@ func manifestVerb(ctx context.Context, args []string, std stdio) error {
 	case "check":
 		m, err := manifest.Parse(raw, permitted.Has)
 		if err != nil {
+			return err
+		}
+		if err := checkPolicy(m); err != nil {
 			return err
 		}
 		if *asJSON {
@@ -116,4 +121,20 @@ func (s stdio) write(path string, b []byte) error {
 		return err
 	}
 	return os.Rename(path+".new", path)
+}
+
+// checkPolicy judges a policy that stands in the manifest, and by it the images, as far as that goes without them.
+func checkPolicy(m *manifest.Manifest) error {
+	if m.InlinePolicy == nil {
+		return nil
+	}
+	policy, err := imagepolicy.Parse(m.InlinePolicy.JSON)
+	if err != nil {
+		return fmt.Errorf("images.policy: %w", err)
+	}
+	errs := []error{policy.Check(m.Algorithm.URI)}
+	for _, d := range m.Datasets {
+		errs = append(errs, policy.Check(d.URI))
+	}
+	return errors.Join(errs...)
 }

@@ -82,7 +82,11 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	if err != nil {
 		return err
 	}
-	if _, err := manifest.Parse(raw, o.Allow.Has); err != nil {
+	m, err := manifest.Parse(raw, o.Allow.Has)
+	if err == nil {
+		err = checkPolicy(m)
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w", *file, err)
 	}
 	cfg := imageConfig(*image, info, shape)

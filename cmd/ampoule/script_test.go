@@ -62,6 +62,7 @@ func TestScripts(t *testing.T) {
 			"mode":     mode,
 			"same":     same,
 			"identity": identity,
+			"cosign":   cosign,
 			"flip":     flip,
 			"fill":     fill,
 			"broker":   serveBroker(),

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Check says whether the policy lets an image be used, by its reference alone. An error wraps ErrRejected, or, where
-// the policy asks for a signature, ErrUnsupported. ref is as Decide takes it.
+// Check says whether the policy could let an image be used, by its reference alone: signatures are Verify's to judge. An
+// error wraps ErrRejected, or ErrUnsupported where a key is in a file, which a guest has none of. ref is as Decide takes it.
 func (p *Policy) Check(ref string) error {
 	list, scope, err := p.decide(ref)
 	if err != nil {
@@ -20,7 +20,9 @@ func (p *Policy) Check(ref string) error {
 		case Reject:
 			return fmt.Errorf("image %.300q: %w (%s)", ref, ErrRejected, scope)
 		default:
-			return fmt.Errorf("image %.300q: the image policy asks for %s (%s): %w", ref, q.Type, scope, ErrUnsupported)
+			if path := q.KeyPath; path != "" && !kbsPath(path) {
+				return fmt.Errorf("image %.300q: the image policy asks for %s with the key in %.200q (%s), want %srepository/type/tag or keyData: %w", ref, q.Type, path, scope, kbsScheme, ErrUnsupported)
+			}
 		}
 	}
 	if len(list) == 0 {
@@ -99,6 +101,19 @@ func scopesOf(ref string) ([]string, error) {
 		}
 	}
 	return append(scopes, ""), nil
+}
+
+const kbsScheme = "kbs:///"
+
+// kbsPath reports whether a keyPath names a resource of a key broker, and leaves the broker open (wire/SPEC.md §1.10).
+func kbsPath(s string) bool {
+	path, ok := strings.CutPrefix(s, kbsScheme)
+	parts := strings.Split(path, "/")
+	for _, part := range parts {
+		ok = ok && part != "" && part[0] != '.' && len(part) <= 128 &&
+			strings.Trim(part, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == ""
+	}
+	return ok && len(parts) == 3
 }
 
 // hub gives Docker Hub its one name: otherwise a scope for it would miss the other two.

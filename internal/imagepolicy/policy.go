@@ -1,8 +1,9 @@
-// Package imagepolicy reads the image policy that a key broker keeps, a containers-policy.json, and decides by it.
+// Package imagepolicy reads an image policy, a containers-policy.json, and decides by it.
 //
-// It is the subset of wire/SPEC.md §5.3. A policy is read in full and strictly. What it asks and this build cannot do,
-// which is every kind of signature, is refused for the images that it is asked of: a check that is not made must not
-// look like one that held.
+// It is the subset of wire/SPEC.md §5.3. A policy is read in full and strictly. [Policy.Check] judges an image by its
+// reference, before anything is asked of a registry; [Policy.Verify] by its signatures: cosign's with a public key, and
+// simple signing with OpenPGP keys. What a policy asks and this build cannot do is refused for the images that it is
+// asked of: a check that is not made must not look like one that held.
 package imagepolicy
 
 import (

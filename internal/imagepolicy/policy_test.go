@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -78,19 +79,20 @@ func TestCheckFailsClosed(t *testing.T) {
 		"open.example":[{"type":"insecureAcceptAnything"}],
 		"both.example":[{"type":"insecureAcceptAnything"},{"type":"reject"}],
 		"cosign.example":[{"type":"insecureAcceptAnything"},{"type":"sigstoreSigned","keyPath":"kbs:///default/cosign/key"}],
+		"path.example":[{"type":"sigstoreSigned","keyPath":"kbs:///a/../c"}],
 		"gpg.example":[{"type":"signedBy","keyType":"GPGKeys","keyPath":"/x"}]}}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for ref, want := range map[string]error{
 		"open.example/x": nil, "both.example/x": ErrRejected, "elsewhere.example/x": ErrRejected,
-		"cosign.example/x": ErrUnsupported, "gpg.example/x": ErrUnsupported,
+		"cosign.example/x": nil, "gpg.example/x": ErrUnsupported, "path.example/x": ErrUnsupported,
 	} {
 		if err := p.Check(ref); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", ref, err, want)
 		}
 	}
-	if err := p.Check("cosign.example/x"); !strings.Contains(err.Error(), "sigstoreSigned") || !strings.Contains(err.Error(), `transports.docker["cosign.example"]`) {
+	if err := p.Check("gpg.example/x"); !strings.Contains(err.Error(), "signedBy") || !strings.Contains(err.Error(), `transports.docker["gpg.example"]`) {
 		t.Errorf("%v: want what is asked, and where", err)
 	}
 	if err := new(Policy).Check("r.example/x"); !errors.Is(err, ErrRejected) {
@@ -185,12 +187,16 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
+		p.KeyPaths(ref)
 		open := true
 		for _, q := range p.Decide(ref) {
 			open = open && q.Type == InsecureAcceptAnything
 		}
-		if open != (p.Check(ref) == nil) {
+		if open && p.Check(ref) != nil {
 			t.Fatalf("%q: %+v, and Check says %v", ref, p.Decide(ref), p.Check(ref))
+		}
+		if err := p.Verify(Claim{Reference: ref}, func(string) []byte { return nil }, time.Time{}); open != (err == nil) {
+			t.Fatalf("%q: %+v, and without a signature Verify says %v", ref, p.Decide(ref), err)
 		}
 	})
 }

@@ -16,6 +16,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(load(f, name))
 	}
 	f.Add([]byte(own(`,"args":["\ud83d\ude00\n"],"env":{"A":"\u0041"},"network":"none"`)))
+	f.Add([]byte(own(`,"kbs_url":"https://k.example","images":{"policy":{"default":[{"type":"sigstoreSigned","keyPath":"kbs:///a/b/c"}]},"lookaside":{"r.example/x":"https://s.example"}}`)))
 	f.Add([]byte(encrypted("kbs://k.example/a/b/c", `,"kbs_url":"https://k.example","guest_api":{"resources":["kbs:///a/b/c",{"kbs":"https://l.example","path":"a/b/d"}],"token":true},"files":[{"path":"/x","value":"sealed.a.b.c"}],"images":{"policy":"a/b/c"}`)))
 	f.Add([]byte(`{"version":1,"a":1,"A":2,"algorithm":{}}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
@@ -31,13 +32,17 @@ func FuzzParse(f *testing.F) {
 				URI    string
 				Source struct{ URL string }
 			}
-			Args []string
+			Args   []string
+			Images struct{ Policy json.RawMessage }
 		}
 		if err := json.Unmarshal(raw, &other); err != nil {
 			t.Fatalf("encoding/json refuses it: %v", err)
 		}
 		if uri := other.Algorithm.URI + other.Algorithm.Source.URL; uri != m.Algorithm.URI {
 			t.Fatalf("algorithm %q, and encoding/json reads %q", m.Algorithm.URI, uri)
+		}
+		if p := m.InlinePolicy; p != nil && !bytes.Equal(p.JSON, other.Images.Policy) {
+			t.Fatalf("policy %q, and encoding/json reads %q", p.JSON, other.Images.Policy)
 		}
 		if m.Spelling == Own {
 			if d := cmp.Diff(strings.Join(other.Args, "\x00"), strings.Join(m.Workload.Args, "\x00")); d != "" {

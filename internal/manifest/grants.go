@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"path"
@@ -60,12 +61,50 @@ func (r *reader) images(o *object, m *Manifest, general []string) {
 	if i == nil {
 		return
 	}
-	if n := i.member("policy"); n != nil {
-		m.ImagePolicy = r.brokerResource(m, n, general)
-	} else {
+	switch n := i.member("policy"); {
+	case n == nil:
 		r.problem(i.path("policy"), "is missing: nothing is said of the images")
+	case slices.ContainsFunc(n.members, func(m member) bool { return m.name == "default" }):
+		m.InlinePolicy = &InlinePolicy{JSON: bytes.Clone(r.b[n.start:n.end])}
+		if n.has("keyPath") {
+			m.InlinePolicy.Broker = r.onlyBroker(m, n.path, "names keys, which are kept at a key broker", general)
+		}
+	default:
+		m.ImagePolicy = r.brokerResource(m, n, general)
 	}
+	l := i.child("lookaside")
+	if l != nil {
+		for _, scope := range slices.Sorted(maps.Keys(l.members)) {
+			host, repository, deeper := strings.Cut(scope, "/")
+			bad := checkHost(host) != nil || len(scope) > 512
+			for part := range strings.SplitSeq(repository, "/") {
+				bad = bad || deeper && !word(part, lower+digits, "._-")
+			}
+			if bad {
+				r.problem(l.path(scope), "is no host[:port] or host[:port]/repository, as references write it")
+			}
+			u := r.url(l, scope)
+			switch {
+			case u == "":
+				r.problem(l.path(scope), "is empty; want https://host[:port][/path]")
+			case strings.HasPrefix(u, "http:") && !r.allow(allowHTTP):
+				r.problem(l.path(scope), "%s: this image allows nothing over plain http; want https", u)
+			}
+			m.Lookaside = append(m.Lookaside, Lookaside{scope, u})
+		}
+	}
+	l.done()
 	i.done()
+}
+
+// has reports whether a member of that name is in n, at any depth.
+func (n *node) has(name string) bool {
+	for _, m := range n.members {
+		if m.name == name || m.value.has(name) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(n.items, func(i *node) bool { return i.has(name) })
 }
 
 // sealed finds the broker of sealed values.

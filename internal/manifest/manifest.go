@@ -52,9 +52,11 @@ type Manifest struct {
 	Resources     Resources
 	Results       Results
 	GuestAPI      GuestAPI
-	ImagePolicy   *BrokerResource // a containers-policy.json that every image must satisfy; nil: digests alone count
+	ImagePolicy   *BrokerResource // a containers-policy.json that every image must satisfy; nil: not at a broker
+	InlinePolicy  *InlinePolicy   // the same in the manifest itself; with neither, digests alone count
 	Brokers       []Broker        // every one that a resource names, and those that only "kbs" lists
 	Registries    []Registry      // what is said of some registries; others may be used as well
+	Lookaside     []Lookaside     // where simple signatures are kept
 	Logs          string          // "sealed" or "host": where the workload's output goes
 
 	// Consumers are the PKIX keys (DER) of Cocos' result_consumers. This build cannot seal to them: such a manifest
@@ -155,6 +157,18 @@ type Registry struct {
 
 	Mirrors []string // host[:port][/prefix], to be asked first, in this order, for what has a digest
 	Proxy   string   // http://host[:port] or https://host[:port]; empty: none
+}
+
+// InlinePolicy is an image policy that stands in the manifest. Package imagepolicy reads it.
+type InlinePolicy struct {
+	JSON   []byte // its exact bytes
+	Broker string // URL of one of Manifest.Brokers, which has the keys that it names; empty: it names none
+}
+
+// Lookaside is where the simple signatures of a registry's images are kept, or of those in a part of it.
+type Lookaside struct {
+	Scope string // host[:port] as in URIs, or with the first parts of the repository
+	URL   string // https://host[:port][/path] or http://…, without a slash at the end
 }
 
 // Raw is the manifest's exact bytes. They must not be changed.

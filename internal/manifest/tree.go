@@ -20,7 +20,7 @@ type node struct {
 	path       string
 	kind       byte   // '{' '[' '"' '0' (number) 't' (true or false) 'n' (null)
 	text       string // of a string, decoded; of a number or boolean, as written
-	start, end int    // of the value's bytes; known for strings only
+	start, end int    // of the value's bytes; known for strings and objects only
 	members    []member
 	items      []*node
 }
@@ -107,12 +107,14 @@ func (r *reader) value(path string, depth int) (*node, error) {
 	case json.Delim:
 		n.kind = byte(v)
 		if v == '{' {
+			n.start += bytes.IndexByte(r.b[n.start:n.end], '{')
 			err = r.membersOf(n, depth)
 		} else {
 			err = r.itemsOf(n, depth)
 		}
 		if err == nil {
 			_, err = r.d.Token()
+			n.end = int(r.d.InputOffset())
 		}
 	}
 	return n, err
