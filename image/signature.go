@@ -73,19 +73,7 @@ func (i *Image) payload(ctx context.Context, d descriptor) ([]byte, error) {
 	if err := d.check("payload", maxSignature); err != nil {
 		return nil, err
 	}
-	rc, err := i.reg.blob(ctx, d.Digest, 0, d.Size)
-	if err != nil {
-		return nil, err
-	}
-	defer rc.Close()
-	b, err := readAll(rc, d.Size)
-	if err != nil {
-		return nil, err
-	}
-	if got := digestOf(b); got != d.Digest {
-		return nil, fmt.Errorf("%w: the manifest names %s, the registry sent %s", ErrDigest, d.Digest, got)
-	}
-	return b, nil
+	return i.reg.small(ctx, d.Digest, d.Size)
 }
 
 // Lookaside reads the simple signatures of digest, the image's or its manifest's, that are kept beside a registry:

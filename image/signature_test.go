@@ -30,11 +30,7 @@ func (s *shelf) signedImage(t *testing.T) *Image {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reg, err := openRegistry(t.Context(), ref.Context(), plainHTTP)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &Image{URI: "docker://" + s.host + "/r/i:t", reg: reg}
+	return &Image{URI: "docker://" + s.host + "/r/i:t", reg: openRegistry(ref.Context(), plainHTTP)}
 }
 
 func TestSignatures(t *testing.T) {
