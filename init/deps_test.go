@@ -143,10 +143,11 @@ var arrows = map[string]string{
 	"internal/verify":              "internal/evidence internal/manifest internal/result", // a receipt is about these
 	"internal/kbs/kbsserver":       "internal/verify internal/evidence internal/manifest",
 	"internal/keyprovider":         "image",
+	"internal/progress":            "",
 	"internal/psp":                 "internal/evidence internal/measure",
 	"internal/kbs/kbsserver/store": "internal/evidence",
 	"internal/kbs/kbsserver/rego":  "",
-	"mkimage":                      "kernel-config internal/cmdline internal/evidence internal/manifest internal/measure",
+	"mkimage":                      "kernel-config internal/cmdline internal/evidence internal/manifest internal/measure internal/progress",
 	"qemu":                         "qemu/vhostvsock internal/cmdline internal/evidence internal/manifest internal/measure internal/psp internal/result",
 	"qemu/vhostvsock":              "",
 	"internal/demo":                "image internal/evidence internal/kbs/kbsserver internal/manifest internal/psp internal/verify",
@@ -155,7 +156,7 @@ var arrows = map[string]string{
 	"test/bridge":                  "",
 	"init": "image internal/cmdline internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/registryauth internal/secret internal/result internal/sink internal/source " +
 		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/workload",
-	"cmd/ampoule": "image mkimage qemu internal/cmdline internal/demo internal/evidence internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/psp internal/result internal/verify",
+	"cmd/ampoule": "image mkimage qemu internal/cmdline internal/demo internal/evidence internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/progress internal/psp internal/result internal/verify",
 }
 
 func TestArrows(t *testing.T) {

@@ -79,18 +79,19 @@ func TestProgressIsRare(t *testing.T) {
 		m.add(1)
 		*now += time.Millisecond
 	}
+	*now += time.Second // it is still being unpacked
 	m.verified()
 	m.stop()
 	var got []int64
 	for _, e := range peer.progress(1) {
 		got = append(got, e.Bytes)
 	}
-	// Of three inputs, each has a third of five a second.
-	if d := cmp.Diff([]int64{1, 601, 1000}, got); d != "" {
+	// Of three inputs, each has a third of five a second. That all is fetched is told at once.
+	if d := cmp.Diff([]int64{1, 601, 1000, 1000}, got); d != "" {
 		t.Errorf("bytes (-want +got):\n%s", d)
 	}
-	last := peer.progress(1)[2]
-	if d := cmp.Diff(result.Event{Time: 1e6, Event: result.ProgressEvent, Step: "pull", Input: new(1), Phase: result.Verified, Micros: 1e6, Bytes: 1000, Total: 1000}, last); d != "" {
+	last := peer.progress(1)[3]
+	if d := cmp.Diff(result.Event{Time: 2e6, Event: result.ProgressEvent, Step: "pull", Input: new(1), Phase: result.Verified, Micros: 2e6, Bytes: 1000, Total: 1000}, last); d != "" {
 		t.Errorf("the last (-want +got):\n%s", d)
 	}
 }

@@ -94,7 +94,7 @@ func (m *meter) add(n int64) {
 	defer m.mu.Unlock()
 	m.event.Bytes += n
 	m.sent = false
-	if now := m.r.uptime(); now >= m.next {
+	if now := m.r.uptime(); now >= m.next || m.event.Bytes == m.event.Total {
 		m.next = now + m.every
 		m.send()
 	}
