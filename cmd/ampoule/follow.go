@@ -25,6 +25,7 @@ type followed struct {
 	bar   *progress.Bar
 	done  bool
 	bytes int64
+	took  time.Duration
 }
 
 // follow begins to show a run of a manifest; nothing else may print before close.
@@ -48,6 +49,8 @@ func (f *follower) event(e result.Event) {
 		f.begin(e.Step)
 	case e.Event == result.StepEvent:
 		f.end(e)
+	case e.Event == result.OutcomeEvent:
+		f.begin("power off")
 	case e.Event == result.ProgressEvent && *e.Input < len(f.inputs):
 		f.progress(&f.inputs[*e.Input], e)
 	}
@@ -66,15 +69,15 @@ func (f *follower) progress(in *followed, e result.Event) {
 	if in.bar == nil {
 		in.bar = f.live.Bar(fmt.Sprintf("    %-11s", in.name), e.Total)
 	}
-	in.bytes = e.Bytes
+	in.bytes, in.took = e.Bytes, micros(e)
 	in.bar.Set(e.Bytes)
 	if e.Phase == result.Verified {
-		in.finish(true, time.Duration(e.Micros)*time.Microsecond)
+		in.finish(true)
 	}
 }
 
-func (in *followed) finish(ok bool, took time.Duration) {
-	in.bar.End(ok, took)
+func (in *followed) finish(ok bool) {
+	in.bar.End(ok, in.took)
 	in.bar, in.done = nil, true
 }
 
@@ -84,7 +87,7 @@ func (f *follower) end(e result.Event) {
 	for i := range f.inputs {
 		in := &f.inputs[i]
 		if in.bar != nil {
-			in.finish(false, 0)
+			in.finish(false)
 		}
 		bytes += float64(in.bytes)
 	}
@@ -94,7 +97,9 @@ func (f *follower) end(e result.Event) {
 	}
 	line := fmt.Sprintf("  %-9s %s %d ms", e.Step, strings.Join(words, " "), e.Micros/1000)
 	if n := int64(min(bytes, 1<<62)); e.Step == "pull" && n > 0 {
-		line += fmt.Sprintf(", %s at %s", progress.Bytes(n), progress.Rate(n, time.Duration(e.Micros)*time.Microsecond))
+		line += fmt.Sprintf(", %s at %s", progress.Bytes(n), progress.Rate(n, micros(e)))
 	}
 	f.live.Say("%s", line)
 }
+
+func micros(e result.Event) time.Duration { return time.Duration(e.Micros) * time.Microsecond }

@@ -114,7 +114,8 @@ func (l *Live) tell(stays string) {
 		up += max(1, (n+columns-1)/columns)
 	}
 	if up > 0 {
-		fmt.Fprintf(&b, "\r\x1b[%dA\x1b[J", min(up, lines-1))
+		// Line by line: what clears a whole screen at once is kept in the history of some terminals.
+		b.WriteString("\r\x1b[K" + strings.Repeat("\x1b[A\x1b[K", min(up, lines-1)))
 	}
 	b.WriteString(stays)
 	l.drawn = l.drawn[:0]

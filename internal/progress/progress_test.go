@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A screen is a terminal as far as this package uses one: CR, LF, cursor up and clear to the end.
+// A screen is a terminal as far as this package uses one: CR, LF, cursor up and clear to the end of the line.
 type screen struct {
 	t             *testing.T
 	columns, rows int
@@ -32,21 +32,14 @@ func (s *screen) size() (int, int, error) { return s.columns, s.rows, nil }
 
 func (s *screen) Write(p []byte) (int, error) {
 	for in := string(p); in != ""; {
-		if after, ok := strings.CutPrefix(in, "\x1b["); ok {
-			end := strings.IndexAny(after, "AJ")
-			if end < 0 {
-				s.t.Fatalf("unknown sequence in %q", in)
-			}
-			if after[end] == 'A' {
-				n, err := strconv.Atoi(after[:end])
-				if err != nil {
-					s.t.Fatal(err)
-				}
-				s.y = max(s.top, s.y-n)
-			} else {
-				s.cells = append(s.cells[:s.y], s.cells[s.y][:min(s.x, len(s.cells[s.y]))])
-			}
-			in = after[end+1:]
+		if after, ok := strings.CutPrefix(in, "\x1b[A"); ok {
+			s.y = max(s.top, s.y-1)
+			in = after
+			continue
+		}
+		if after, ok := strings.CutPrefix(in, "\x1b[K"); ok {
+			s.cells[s.y] = s.cells[s.y][:min(s.x, len(s.cells[s.y]))]
+			in = after
 			continue
 		}
 		switch c := in[0]; {
@@ -85,17 +78,19 @@ func (s *screen) resize(columns int) {
 		}
 		broken = append(broken, line)
 	}
-	s.cells, s.y = broken, len(broken)-1
+	s.y += len(broken) - len(s.cells) // all of them are above the cursor
+	s.cells = broken
 	s.top = max(s.top, s.y-s.rows+1)
 }
 
 func (s *screen) shows(want ...string) {
 	s.t.Helper()
 	got := s.cells
-	if got[len(got)-1] == "" {
+	for len(got) > 0 && got[len(got)-1] == "" {
 		got = got[:len(got)-1]
-	} else {
-		s.t.Errorf("the cursor is not on a line of its own: %q", got)
+	}
+	if s.x != 0 || s.y != len(got) {
+		s.t.Errorf("the cursor is not on a line of its own below the text: column %d of line %d in %q", s.x, s.y, got)
 	}
 	if d := cmp.Diff(want, got, cmpopts.EquateEmpty()); d != "" {
 		s.t.Errorf("the screen (-want +got):\n%s", d)
@@ -251,7 +246,7 @@ func TestNumbersOfAGuestThatLies(t *testing.T) {
 			b.End(false, 1)
 		}
 		l.Close()
-		if len(s.cells) != 6 {
+		if s.y != 5 {
 			t.Errorf("%q", s.cells)
 		}
 	})
@@ -300,7 +295,7 @@ func TestRealTerminal(t *testing.T) {
 	l := New(slave)
 	l.Bar("a name that is far too long for it", 10)
 	l.Close()
-	const want = "a name that is far too long f\r\n\r\x1b[1A\x1b[J"
+	const want = "a name that is far too long f\r\n\r\x1b[K\x1b[A\x1b[K"
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(master, got); err != nil || string(got) != want {
 		t.Errorf("the terminal got %q, want %q: %v", got, want, err)

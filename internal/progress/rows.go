@@ -97,7 +97,8 @@ func (b *Bar) text(width int) string {
 	}
 	part := min(1, max(0, float64(b.done)/float64(b.total)))
 	numbers := fmt.Sprintf(" %3.0f%%  %s of %s, %s", 100*part, Bytes(b.done), Bytes(b.total), Rate(b.done, took))
-	if left := took.Seconds() * (1 - part) / part; left > 0 && left < (100*time.Hour).Seconds() {
+	// The first second says little of what is to come.
+	if left := took.Seconds() * (1 - part) / part; took >= time.Second && left > 0 && left < (100*time.Hour).Seconds() {
 		numbers += fmt.Sprintf(", %s left", round(time.Duration(left*float64(time.Second))))
 	}
 	bar := ""
