@@ -127,7 +127,7 @@ func TestRowsAreDrawnInPlace(t *testing.T) {
 		a.Add(7.5e6)
 		b.End(true, 0)
 		s.shows("1. Begin", "    datasets[0]  1.2 kB in 2.0 s, 617 B/s", "  pull  2 s",
-			"    algorithm    [#############] 100%  10.0 MB of 10.0 MB, 5.0 MB/s")
+			"    algorithm    [#############] 100%  10.0 MB of 10.0 MB, finishing")
 		a.End(true, 2500*time.Millisecond)
 		step.End()
 		l.Say("  pull ok")

@@ -96,7 +96,11 @@ func (b *Bar) text(width int) string {
 		return clip(fmt.Sprintf("%s  %s, %s, %s", b.name, Bytes(b.done), Rate(b.done, took), round(took)), width)
 	}
 	part := min(1, max(0, float64(b.done)/float64(b.total)))
-	numbers := fmt.Sprintf(" %3.0f%%  %s of %s, %s", 100*part, Bytes(b.done), Bytes(b.total), Rate(b.done, took))
+	rate := Rate(b.done, took)
+	if part == 1 {
+		rate = "finishing" // as what comes after the last byte may take longer than all bytes
+	}
+	numbers := fmt.Sprintf(" %3.0f%%  %s of %s, %s", 100*part, Bytes(b.done), Bytes(b.total), rate)
 	// The first second says little of what is to come.
 	if left := took.Seconds() * (1 - part) / part; took >= time.Second && left > 0 && left < (100*time.Hour).Seconds() {
 		numbers += fmt.Sprintf(", %s left", round(time.Duration(left*float64(time.Second))))
