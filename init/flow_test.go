@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -258,8 +259,10 @@ func TestHappyBoot(t *testing.T) {
 		t.Errorf("verdict %+v", v)
 	}
 	golden := filepath.Join("testdata", "console.golden")
+	// How often a step with progress looks at the clock, which goes on by each look, is not the point.
+	got := regexp.MustCompile(`((resolve|pull) +ok) \d+ ms`).ReplaceAllString(f.console.String(), "$1 N ms")
 	if *update {
-		if err := os.WriteFile(golden, []byte(f.console.String()), 0o644); err != nil {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -267,7 +270,7 @@ func TestHappyBoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := f.console.String(); got != string(want) {
+	if got != string(want) {
 		t.Errorf("console:\n%swant:\n%s", got, want)
 	}
 }

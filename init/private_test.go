@@ -106,7 +106,7 @@ func TestErrorTextsArePrivate(t *testing.T) {
 		}, "pull", result.BadImage, true, false},
 		"progress": {func(m *machine, fail func() error) {
 			m.unpack = func(_ context.Context, _ *image.Image, _ string, _ image.Keys, _ image.Limits, progress func(int64)) error {
-				progress(3 * progressEvery)
+				progress(1)
 				return fail()
 			}
 		}, "pull", result.BadImage, true, false},

@@ -34,10 +34,9 @@ func (r *run) banner() string {
 
 // emit adds e to the timeline and hands it to the host, once there is one.
 func (r *run) emit(e result.Event) {
-	e.Time = r.uptime().Microseconds()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e.Profile = r.opts.Profile
+	e.Time, e.Profile = r.uptime().Microseconds(), r.opts.Profile // in order, whoever calls
 	if e.Event == result.StepEvent && e.State != result.Start {
 		r.timeline = append(r.timeline, e)
 	}
@@ -62,16 +61,67 @@ func (r *run) connect() {
 	r.early = nil
 }
 
-// progressEvery is how many bytes are pulled between two progress events.
-const progressEvery = 8 << 20
+// progressEvery is the least time between two progress events of all inputs together: an hour of them is some
+// 3 MB, of the 16 MiB that a host keeps.
+const progressEvery = 200 * time.Millisecond
 
-// pulled counts fetched bytes; it is called from several goroutines.
-func (r *run) pulled(n int64) {
-	before := r.fetched.Load()
-	now := r.fetched.Add(n)
-	if before/progressEvery != now/progressEvery {
-		r.emit(result.Event{Event: result.ProgressEvent, Step: "pull", Bytes: now})
+// A meter tells the host how far one input is.
+type meter struct {
+	r     *run
+	event result.Event
+	start time.Duration
+	every time.Duration
+
+	mu   sync.Mutex
+	next time.Duration // when the next event is due
+	sent bool          // event is as the host has it
+}
+
+// resolved announces input i, of total bytes.
+func (r *run) resolved(i int, total int64) {
+	r.emit(result.Event{Event: result.ProgressEvent, Step: "resolve", Input: &i, Phase: result.Resolved, Total: total})
+}
+
+// meter begins to measure the pull of input i, of total bytes.
+func (r *run) meter(i int, total int64) *meter {
+	e := result.Event{Event: result.ProgressEvent, Step: "pull", Input: &i, Phase: result.Pulling, Total: total}
+	return &meter{r: r, event: e, start: r.uptime(), every: progressEvery * time.Duration(len(r.inputs)), sent: true}
+}
+
+// add counts fetched bytes. It is called from several goroutines and never waits for the host.
+func (m *meter) add(n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.event.Bytes += n
+	m.sent = false
+	if now := m.r.uptime(); now >= m.next || m.event.Bytes == m.event.Total {
+		m.next = now + m.every
+		m.send()
 	}
+}
+
+// verified says that the input is complete.
+func (m *meter) verified() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.event.Phase = result.Verified
+	m.send()
+}
+
+// stop says how far an input came that did not get to its end.
+func (m *meter) stop() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.sent {
+		m.send()
+	}
+}
+
+// send needs the lock: the numbers that the host sees only ever grow.
+func (m *meter) send() {
+	m.event.Micros = (m.r.uptime() - m.start).Microseconds()
+	m.r.emit(m.event)
+	m.sent = true
 }
 
 // explain writes an error down for the owner, and on the console only where the measured command line says so.

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ampoule-vm/ampoule/image"
@@ -57,7 +56,6 @@ type run struct {
 	mu       sync.Mutex
 	timeline []result.Event
 	early    []result.Event // from before there was a peer
-	fetched  atomic.Int64
 }
 
 var errDeadline = fmt.Errorf("the run's total deadline: %w", context.DeadlineExceeded)

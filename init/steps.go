@@ -158,7 +158,7 @@ func (r *run) resolve(ctx context.Context) error {
 		return err
 	}
 	var all errgroup.Group
-	for _, in := range r.inputs {
+	for i, in := range r.inputs {
 		all.Go(guarded(func() error {
 			o, err := r.imageOptions(in.want.URI)
 			if err != nil {
@@ -173,7 +173,11 @@ func (r *run) resolve(ctx context.Context) error {
 			if err := in.check(); err != nil {
 				return err
 			}
-			return r.verified(ctx, in)
+			if err := r.verified(ctx, in); err != nil {
+				return err
+			}
+			r.resolved(i, in.image.Size())
+			return nil
 		}))
 	}
 	if err := all.Wait(); err != nil {
@@ -247,10 +251,16 @@ func (r *run) pull(ctx context.Context) error {
 		all.Go(guarded(func() error {
 			keys := r.keysFor(in)
 			defer keys.Zero()
-			if err := r.unpack(ctx, in.image, in.dir, keys, limits, r.pulled); err != nil {
+			m := r.meter(i, in.image.Size())
+			defer m.stop()
+			if err := r.unpack(ctx, in.image, in.dir, keys, limits, m.add); err != nil {
 				return fmt.Errorf("%s: %w", in.name, err)
 			}
-			return checkFile(in)
+			if err := checkFile(in); err != nil {
+				return err
+			}
+			m.verified()
+			return nil
 		}))
 	}
 	return all.Wait()

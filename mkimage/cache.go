@@ -83,11 +83,11 @@ func (o Options) buildFresh(ctx context.Context, src source, t toolchain) (*buil
 	return o.buildIn(ctx, dir, src, t)
 }
 
-func (o Options) buildIn(ctx context.Context, dir string, src source, t toolchain) (*built, error) {
+func (o Options) buildIn(ctx context.Context, dir string, src source, t toolchain) (k *built, err error) {
 	p := newProgress(o.Progress, o.Profile+" kernel")
-	defer p.end()
+	defer func() { p.end(err) }()
 	b := &kernelBuild{dir: dir, src: src, tools: t, progress: p}
-	k, err := b.run(ctx, o.simulation())
+	k, err = b.run(ctx, o.simulation())
 	if err != nil {
 		return nil, fmt.Errorf("%s kernel: %w", o.Profile, err)
 	}

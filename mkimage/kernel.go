@@ -28,7 +28,7 @@ type kernelBuild struct {
 	dir      string
 	src      source
 	tools    toolchain
-	progress *progress
+	progress *kernelProgress
 }
 
 func (b *kernelBuild) tree() string    { return filepath.Join(b.dir, "tree") }

@@ -4,89 +4,62 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"time"
 
-	"golang.org/x/term"
+	"github.com/ampoule-vm/ampoule/internal/progress"
 )
 
-// progress tells a waiting person how far a kernel is: on a terminal one line that is rewritten, elsewhere a line every
-// half minute.
-type progress struct {
-	w        io.Writer
-	what     string
-	terminal bool
-	every    time.Duration
-	start    time.Time
+// kernelProgress tells a waiting person how far a kernel is.
+type kernelProgress struct {
+	what  string
+	live  *progress.Live
+	task  *progress.Task
+	start time.Time
 
 	mu    sync.Mutex
 	doing string
 	files int
-	stop  chan struct{}
-	done  chan struct{}
 }
 
-func newProgress(w io.Writer, what string) *progress {
-	p := &progress{w: w, what: what, every: 30 * time.Second, start: time.Now(), stop: make(chan struct{}), done: make(chan struct{})}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		p.terminal, p.every = true, time.Second/2
-	}
-	go p.run()
+func newProgress(w io.Writer, what string) *kernelProgress {
+	p := &kernelProgress{what: what, live: progress.New(w), start: time.Now(), doing: "starting"}
+	p.task = p.live.Task(p.String)
 	return p
 }
 
-func (p *progress) run() {
-	defer close(p.done)
-	tick := time.NewTicker(p.every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			p.mu.Lock()
-			p.print()
-			p.mu.Unlock()
-		case <-p.stop:
-			return
-		}
-	}
-}
-
-// print needs the lock.
-func (p *progress) print() {
+func (p *kernelProgress) String() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	line := fmt.Sprintf("%s: %s", p.what, p.doing)
 	if p.files > 0 {
 		line += fmt.Sprintf(", %d files", p.files)
 	}
-	line += fmt.Sprintf(", %s", time.Since(p.start).Round(time.Second))
-	if p.terminal {
-		fmt.Fprintf(p.w, "\r\x1b[K%s", line)
-	} else {
-		fmt.Fprintln(p.w, line)
-	}
+	return line
 }
 
 // step names what happens from now on.
-func (p *progress) step(doing string) {
+func (p *kernelProgress) step(doing string) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.doing, p.files = doing, 0
-	p.print()
+	p.mu.Unlock()
+	p.task.Tell()
 }
 
-func (p *progress) end() {
-	close(p.stop)
-	<-p.done
-	if p.terminal {
-		fmt.Fprintln(p.w)
+// end leaves a line that says how long it took.
+func (p *kernelProgress) end(err error) {
+	if err == nil {
+		p.task.End()
+		p.live.Say("%s: built in %s", p.what, progress.Seconds(time.Since(p.start)))
 	}
+	p.live.Close()
 }
 
 // tee passes the output of make on to w and counts its lines, each of which names a file: "  CC      init/main.o".
-func (p *progress) tee(w io.Writer) io.Writer { return &counter{p, w} }
+func (p *kernelProgress) tee(w io.Writer) io.Writer { return &counter{p, w} }
 
 type counter struct {
-	p *progress
+	p *kernelProgress
 	w io.Writer
 }
 

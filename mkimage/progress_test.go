@@ -17,8 +17,8 @@ func TestProgressAwayFromATerminal(t *testing.T) {
 			w.Write([]byte("  CC      init/main.o\n"))
 		}
 		time.Sleep(61 * time.Second) // of the bubble's clock
-		p.end()
-		const want = "test kernel: compiling, 0s\ntest kernel: compiling, 3 files, 30s\ntest kernel: compiling, 3 files, 1m0s\n"
+		p.end(nil)
+		const want = "test kernel: compiling  0 s\ntest kernel: compiling, 3 files  30 s\ntest kernel: compiling, 3 files  1m0s\ntest kernel: built in 1m1s\n"
 		if out.String() != want {
 			t.Errorf("got %q, want %q", out.String(), want)
 		}

@@ -45,7 +45,13 @@ func demoVerb(ctx context.Context, args []string, std stdio) error {
 		return err
 	}
 	std.say("4. Boot the VM under %s", filepath.Base(ovmf))
-	report, err := d.run(ctx, qemu.Shape{VCPUs: 1, MemoryMiB: 1024, Firmware: ovmf}, *out, follow(std))
+	doc, err := manifest.Parse(d.manifest, func(string) bool { return true })
+	if err != nil {
+		return errors.Join(err, d.world.Close())
+	}
+	f := follow(std, doc)
+	report, err := d.run(ctx, qemu.Shape{VCPUs: 1, MemoryMiB: 1024, Firmware: ovmf}, *out, f.event)
+	f.close()
 	if err != nil {
 		return errors.Join(err, d.world.Close())
 	}

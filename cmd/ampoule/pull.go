@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"sync/atomic"
 	"time"
 
 	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/imagepolicy"
+	"github.com/ampoule-vm/ampoule/internal/progress"
 )
 
 const pullHelp = `
@@ -74,21 +74,23 @@ func pullVerb(ctx context.Context, args []string, std stdio) error {
 		return err
 	}
 	defer keys.Zero()
-	std.say("pull: %d layers, %d bytes", len(img.Layers), img.Size())
-	var fetched atomic.Int64
-	err = img.Unpack(ctx, fs.Arg(1), keys, image.Limits{Chown: *owners}, func(n int64) { fetched.Add(n) })
+	std.say("pull: %d layers, %s", len(img.Layers), progress.Bytes(img.Size()))
+	live := progress.New(std.err)
+	bar := live.Bar("pull:", img.Size())
+	err = img.Unpack(ctx, fs.Arg(1), keys, image.Limits{Chown: *owners}, bar.Add)
+	fetched := bar.End(err == nil, 0)
+	live.Close()
 	if err != nil {
 		return err
 	}
 	took := time.Since(start)
 	if *asJSON {
-		facts := pullFacts{img.PinnedURI(), img.ManifestDigest, img.ConfigDigest, []string{}, append([]string{}, img.KeyIDs()...), fetched.Load(), took.Microseconds()}
+		facts := pullFacts{img.PinnedURI(), img.ManifestDigest, img.ConfigDigest, []string{}, append([]string{}, img.KeyIDs()...), fetched, took.Microseconds()}
 		for _, l := range img.Layers {
 			facts.Layers = append(facts.Layers, l.Digest)
 		}
 		return std.json(facts)
 	}
-	std.say("pull: %d bytes in %d ms", fetched.Load(), took.Milliseconds())
 	_, err = fmt.Fprintln(std.out, img.PinnedURI())
 	return err
 }

@@ -82,16 +82,16 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	if err != nil {
 		return err
 	}
-	m, err := manifest.Parse(raw, o.Allow.Has)
+	doc, err := manifest.Parse(raw, o.Allow.Has)
 	if err == nil {
-		err = checkPolicy(m)
+		err = checkPolicy(doc)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", *file, err)
 	}
 	cfg := imageConfig(*image, info, shape)
 	cfg.Dir, cfg.Manifest, cfg.HostData, cfg.PSPDir, cfg.Timeout = *out, raw, manifest.InitdataDigest(manifest.Wrap(raw)), *pspDir, *timeout
-	cfg.OnEvent, cfg.TEE = follow(std), evidence.Kind(*kind)
+	cfg.TEE = evidence.Kind(*kind)
 	chip, err := psp.New(*pspDir)
 	if err != nil {
 		return fmt.Errorf("--psp: %w", err)
@@ -117,7 +117,10 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	if err != nil {
 		return err
 	}
+	f := follow(std, doc)
+	cfg.OnEvent = f.event
 	report, err := qemu.Run(ctx, cfg)
+	f.close()
 	if err != nil {
 		return err
 	}
@@ -184,15 +187,6 @@ func defaultPSP() string {
 		return ""
 	}
 	return filepath.Join(cache, "ampoule", "psp")
-}
-
-// follow prints a line for each step that ends.
-func follow(std stdio) func(result.Event) {
-	return func(e result.Event) {
-		if e.Event == result.StepEvent && e.State != result.Start {
-			std.say("  %-9s %s %s %d ms", e.Step, e.State, e.Reason, e.Micros/1000)
-		}
-	}
 }
 
 // outcomeError turns how a VM ended into an exit code and a sentence with the next step.

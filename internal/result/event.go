@@ -8,7 +8,7 @@ import (
 // The kinds of event.
 const (
 	StepEvent     = "step"     // a step began or ended
-	ProgressEvent = "progress" // Bytes so far, of a step that takes long
+	ProgressEvent = "progress" // how far one input is
 	OutcomeEvent  = "outcome"  // how the run ended; the last of its kind, sent at most once
 )
 
@@ -19,6 +19,16 @@ const (
 	Failed = "failed"
 )
 
+// The phases of an input, in their order. A reader passes over those that it does not know.
+const (
+	Resolved = "resolve"  // it is known what it is: Total
+	Pulling  = "pull"     // Bytes of Total are fetched; they are decrypted and unpacked as they come
+	Verified = "verified" // the last: all of it is unpacked, and every check held
+)
+
+// MaxInputs is the number of inputs from which on ParseEvent refuses an index.
+const MaxInputs = 1 << 16
+
 // MaxEventLine is the length in bytes beyond which ParseEvent refuses a line.
 const MaxEventLine = 64 << 10
 
@@ -28,11 +38,14 @@ type Event struct {
 	Time    int64  `json:"t_us"`              // µs since the kernel booted
 	Event   string `json:"event"`             // StepEvent, ProgressEvent or OutcomeEvent
 	Step    string `json:"step,omitempty"`    // of an outcome: the step that ended the run, if one did
+	Input   *int   `json:"input,omitempty"`   // of progress: 0 is the algorithm, n is datasets[n-1]
+	Phase   string `json:"phase,omitempty"`   // of progress: Resolved, Pulling, Verified
 	State   string `json:"state,omitempty"`   // of a step: Start, Done or Failed
-	Micros  int64  `json:"us,omitempty"`      // how long the step took, µs
+	Micros  int64  `json:"us,omitempty"`      // how long the step took, µs; of progress: since the pull began
 	Reason  Reason `json:"reason,omitempty"`  // of an outcome and of a failed step
 	Exit    *int   `json:"exit,omitempty"`    // of an outcome: the workload's status, 0 to 255, if it ended by itself
-	Bytes   int64  `json:"bytes,omitempty"`   // of progress
+	Bytes   int64  `json:"bytes,omitempty"`   // of progress: fetched so far; more than Total if some were fetched again
+	Total   int64  `json:"total,omitempty"`   // of progress: bytes to fetch, 0 if unknown
 	Profile string `json:"profile,omitempty"` // production or simulation
 }
 
@@ -71,15 +84,21 @@ func (e Event) check() error {
 		if e.State != Start && e.State != Done && e.State != Failed {
 			return fmt.Errorf("state %.40q; want %s, %s or %s", e.State, Start, Done, Failed)
 		}
-		if e.Step == "" || e.Exit != nil || e.Bytes != 0 || (e.Reason != "") != (e.State == Failed) {
+		if e.Step == "" || e.Exit != nil || e.progress() || (e.Reason != "") != (e.State == Failed) {
 			return fmt.Errorf("members that do not suit a step in state %s", e.State)
 		}
 	case ProgressEvent:
-		if e.Step == "" || e.State != "" || e.Reason != "" || e.Exit != nil {
+		if e.Step == "" || e.State != "" || e.Reason != "" || e.Exit != nil || e.Input == nil {
 			return fmt.Errorf("members that do not suit progress")
 		}
+		if *e.Input < 0 || *e.Input >= MaxInputs {
+			return fmt.Errorf("input %d; want 0 to %d", *e.Input, MaxInputs-1)
+		}
+		if !name(e.Phase) {
+			return fmt.Errorf("phase %.40q; want lower-case letters, digits and dashes", e.Phase)
+		}
 	case OutcomeEvent:
-		if e.State != "" || e.Bytes != 0 || e.Reason == "" {
+		if e.State != "" || e.progress() || e.Reason == "" {
 			return fmt.Errorf("members that do not suit an outcome")
 		}
 	default:
@@ -92,12 +111,17 @@ func (e Event) check() error {
 		return fmt.Errorf("profile %.40q; want lower-case letters, digits and dashes", e.Profile)
 	case e.Reason != "" && !slices.Contains(Reasons, e.Reason):
 		return fmt.Errorf("reason %.40q is unknown", e.Reason)
-	case e.Time < 0 || e.Micros < 0 || e.Bytes < 0:
+	case e.Time < 0 || e.Micros < 0 || e.Bytes < 0 || e.Total < 0:
 		return fmt.Errorf("a negative time or count")
 	case e.Exit != nil && (*e.Exit < 0 || *e.Exit > 255):
 		return fmt.Errorf("exit status %d; want 0 to 255", *e.Exit)
 	}
 	return nil
+}
+
+// progress reports whether a member is there that only progress has.
+func (e Event) progress() bool {
+	return e.Input != nil || e.Phase != "" || e.Bytes != 0 || e.Total != 0
 }
 
 // name reports whether s is a short word of lower-case letters, digits and inner dashes.

@@ -11,8 +11,12 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/result"
 )
 
-// maxQueued is how many events wait for a host that does not read. Later ones are dropped, save an outcome.
-const maxQueued = 256
+// How many events wait for a host that does not read. Later ones are dropped: progress first, so that it does not
+// displace the steps, and an outcome never.
+const (
+	maxQueued   = 256
+	maxProgress = 128
+)
 
 // An EventStream carries events to the host in one request, in order. Send never waits for the host.
 type EventStream struct {
@@ -56,7 +60,8 @@ func (v *Vsock) postEvents(ctx context.Context, body io.Reader) error {
 func (s *EventStream) Send(e result.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing || len(s.queue) >= maxQueued && e.Event != result.OutcomeEvent {
+	full := len(s.queue) >= maxQueued && e.Event != result.OutcomeEvent || len(s.queue) >= maxProgress && e.Event == result.ProgressEvent
+	if s.closing || full {
 		s.dropped++
 		return
 	}

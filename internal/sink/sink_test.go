@@ -25,7 +25,7 @@ func host(t *testing.T, handler http.HandlerFunc) *Vsock {
 	}}})
 }
 
-var progress = result.Event{Event: result.ProgressEvent, Step: "pull", Bytes: 1}
+var progress = result.Event{Event: result.ProgressEvent, Step: "pull", Input: new(0), Phase: result.Pulling, Bytes: 1}
 
 func step(name string) result.Event {
 	return result.Event{Event: result.StepEvent, Step: name, State: result.Start}
@@ -126,15 +126,18 @@ func TestEventsNeverHoldUpTheBoot(t *testing.T) {
 		es.Send(step("in-flight"))
 		synctest.Wait()
 		begin := time.Now()
-		for range maxQueued + 5 {
+		for range maxProgress + 5 {
 			es.Send(progress)
+		}
+		for range maxQueued - maxProgress + 3 {
+			es.Send(step("pull"))
 		}
 		es.Send(result.Event{Event: result.OutcomeEvent, Reason: result.OK})
 		if took := time.Since(begin); took != 0 {
 			t.Errorf("Send took %v", took)
 		}
-		if n := es.Dropped(); n != 5 {
-			t.Errorf("%d dropped, want 5", n)
+		if n := es.Dropped(); n != 5+3 {
+			t.Errorf("%d dropped, want 5 of progress and 3 steps", n)
 		}
 		close(s.resume)
 		if err := es.Close(t.Context()); err != nil {
@@ -143,6 +146,9 @@ func TestEventsNeverHoldUpTheBoot(t *testing.T) {
 		lines := <-s.lines
 		if len(lines) != maxQueued+2 || lines[len(lines)-1] != "outcome " {
 			t.Errorf("%d lines, the last is %q; want %d that end with the outcome", len(lines), lines[len(lines)-1], maxQueued+2)
+		}
+		if n := strings.Count(strings.Join(lines, "\n"), "step pull"); n != maxQueued-maxProgress {
+			t.Errorf("%d steps found room beside the progress, want %d", n, maxQueued-maxProgress)
 		}
 	})
 }
