@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -144,6 +145,21 @@ func peakMemory() int64 {
 		return 0 // cannot be, with these arguments
 	}
 	return u.Maxrss
+}
+
+// readCounters reads lines like "pswpout 12" of a file of the kernel's, for the owner's log.
+func readCounters(path string, names ...string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	var found []string
+	for line := range strings.Lines(string(b)) {
+		if name, _, _ := strings.Cut(line, " "); slices.Contains(names, name) {
+			found = append(found, strings.TrimSpace(line))
+		}
+	}
+	return strings.Join(found, ", ")
 }
 
 // pack writes logs, timeline and, if asked, results to path, sealed to the manifest's recipients. It returns the

@@ -42,7 +42,10 @@ func newCgroup(s Spec) (*cgroup, error) {
 	// One process killed for want of memory ends the run: half a computation is none.
 	err = errors.Join(g.set("pids.max", pids), g.set("memory.oom.group", 1))
 	if s.MemoryBytes > 0 {
-		err = errors.Join(err, g.set("memory.max", s.MemoryBytes))
+		err = errors.Join(err, g.set("memory.max", s.MemoryBytes-s.SwapBytes))
+		if e := g.set("memory.swap.max", s.SwapBytes); !errors.Is(e, os.ErrNotExist) { // a kernel without swap has no such file
+			err = errors.Join(err, e)
+		}
 	}
 	if err == nil {
 		g.fd, err = os.Open(dir)

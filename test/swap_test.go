@@ -1,0 +1,172 @@
+package test
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/ampoule-vm/ampoule/internal/demo"
+	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/qemu"
+)
+
+// A machine that is too small, MiB: its memory, a dataset of twice that, and a disk for the rest.
+const (
+	smallMemory = 192
+	bigDataset  = 2 * smallMemory
+	swapDisk    = 3 * smallMemory
+)
+
+// bigFile has no two pages alike and packs to a fortieth.
+var bigFile = sync.OnceValue(func() string {
+	var b strings.Builder
+	random := rand.NewChaCha8([32]byte{})
+	b.Grow(bigDataset << 20)
+	unit := make([]byte, 64)
+	for b.Len() < bigDataset<<20 {
+		random.Read(unit)
+		for range 4096 / len(unit) {
+			b.Write(unit)
+		}
+	}
+	return b.String()
+})
+
+// newSwapTrial is a machine whose command line names disk for swap, and whose workload reads all of a dataset that is larger than memory.
+func newSwapTrial(t *testing.T, disk string) *trial {
+	t.Helper()
+	r := newTrial(t, nil, "digest=numbers")
+	r.job.Dataset = r.publish("big", demo.DatasetKey, r.fileImage(map[string]string{"numbers": bigFile()}), true)
+	r.manifest = r.world.Manifest(r.job)
+	r.cfg.Shape.MemoryMiB = smallMemory
+	if disk != "" {
+		r.cfg.Cmdline += " ampoule.swap=" + disk
+		r.cfg.SwapMiB, r.cfg.SwapDisk = swapDisk, disk
+	}
+	r.accepted = r.cfg.Cmdline
+	return r
+}
+
+var swappedLine = regexp.MustCompile(`msg=swapped pages="pswpin (\d+), pswpout (\d+)"`)
+
+// TestBiggerThanMemory pulls and reads a dataset of twice the machine's memory, by way of each kind of disk.
+func TestBiggerThanMemory(t *testing.T) {
+	for _, disk := range []string{"vda", "nvme0n1"} {
+		t.Run(disk, func(t *testing.T) {
+			r := newSwapTrial(t, disk)
+			r.run()
+			r.ends("", result.OK, 0)
+			r.verified()
+			dir := r.open()
+			if got, want := r.read(filepath.Join(dir, "results/numbers.sha256")), fmt.Sprintf("%x", sha256.Sum256([]byte(bigFile()))); got != want {
+				t.Errorf("the workload read bytes with digest %s, want %s", got, want)
+			}
+			log := r.read(filepath.Join(dir, result.BootLogName))
+			m := swappedLine.FindStringSubmatch(log)
+			if m == nil {
+				t.Fatalf("the log does not say what was swapped:\n%s", log)
+			}
+			t.Logf("pages in %s, out %s", m[1], m[2])
+			const least = (bigDataset - smallMemory) << 20 / 4096
+			for _, n := range m[1:] {
+				if n, _ := strconv.Atoi(n); n < least {
+					t.Errorf("%d pages were swapped, and a dataset of twice the memory needs %d at least", n, least)
+				}
+			}
+			if _, err := os.Stat(filepath.Join(r.cfg.Dir, qemu.SwapFile)); !os.IsNotExist(err) {
+				t.Errorf("the disk is still there: %v", err)
+			}
+		})
+	}
+}
+
+// TestFlippedSwap: between pull and the workload's start the host flips one bit of each page on the disk. Nobody takes such a page for
+// what was written, and no result is delivered as one.
+func TestFlippedSwap(t *testing.T) {
+	r := newSwapTrial(t, "vda")
+	flipped := 0
+	r.cfg.OnEvent = func(e result.Event) {
+		if e.Step == "pull" && e.State == result.Done {
+			flipped = r.flipPages(filepath.Join(r.cfg.Dir, qemu.SwapFile))
+		}
+	}
+	r.run()
+	if flipped == 0 {
+		t.Fatal("nothing was on the disk")
+	}
+	t.Logf("%d pages flipped", flipped)
+	o := r.report.Outcome
+	if o == nil {
+		t.Fatalf("the VM never reported (%s)", r.report.End)
+	}
+	if o.Reason == result.OK || o.ExitCode() == 0 {
+		t.Errorf("outcome %s", o.Line())
+	}
+	t.Logf("outcome %s", o.Line())
+	if r.report.ResultPath == "" {
+		return
+	}
+	if b, err := os.ReadFile(filepath.Join(r.open(), "results/numbers.sha256")); err == nil {
+		t.Errorf("the workload came to a result: %s", b)
+	}
+}
+
+// flipPages flips the first bit of each page of a file that is not zero, and returns how many.
+func (r *trial) flipPages(path string) (n int) {
+	r.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		r.Error(err)
+		return 0
+	}
+	defer f.Close()
+	page := make([]byte, 4096)
+	for at := int64(0); ; at += int64(len(page)) {
+		if _, err := f.ReadAt(page, at); err != nil {
+			return n
+		}
+		if [4096]byte(page) == [4096]byte{} {
+			continue
+		}
+		page[0] ^= 1
+		if _, err := f.WriteAt(page[:1], at); err != nil {
+			r.Error(err)
+			return n
+		}
+		n++
+	}
+}
+
+// TestSwapDiskMissing: the command line names a disk that the host did not plug in.
+func TestSwapDiskMissing(t *testing.T) {
+	r := newTrial(t, nil, "ran")
+	r.cfg.Cmdline += " ampoule.swap=vdb"
+	r.accepted = r.cfg.Cmdline
+	r.run()
+	r.ends("swap", result.Internal, 1)
+	r.notRun()
+	if log := r.ownersLog(); !strings.Contains(log, "ampoule.swap=vdb and this machine has no such disk") {
+		t.Errorf("the owner's log does not say why:\n%s", log)
+	}
+}
+
+// TestTooBigForMemory: without swap the same images are refused before a byte of them is pulled, and the owner learns the sizes.
+func TestTooBigForMemory(t *testing.T) {
+	r := newTrial(t, nil, "ran")
+	r.job.InputBytes = bigDataset << 20
+	r.manifest = r.world.Manifest(r.job)
+	r.cfg.Shape.MemoryMiB = smallMemory
+	r.run()
+	r.ends("resolve", result.BadImage, 1)
+	r.notRun()
+	if log := r.ownersLog(); !regexp.MustCompile(`the images may need 384 MiB and this machine has \d+ MiB free: start it with more memory`).MatchString(log) {
+		t.Errorf("the owner's log does not say how much is needed:\n%s", log)
+	}
+}
