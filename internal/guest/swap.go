@@ -27,6 +27,8 @@ const (
 
 	minSwap = 1 << 20 // bytes
 
+	swapHeadroom = 5 // a fifth of the memory is the kernel's, to swap with
+
 	// tagDevice is the kernel's RAM disk. It takes the pages that are written to, and no others.
 	tagDevice = "/dev/ram0"
 	// tagOverhead is the superblock and the one section of a journal that dm-integrity wants and mode D never writes to.
@@ -71,6 +73,9 @@ func Swap(ctx context.Context, device string) (int64, error) {
 	}
 	if err := writeSwapHeader(path, size); err != nil {
 		return 0, fmt.Errorf("swap on %s: %w", disk, err)
+	}
+	if err := leaveHeadroom(ram); err != nil {
+		return 0, fmt.Errorf("swap: %w", err)
 	}
 	if err := swapOn(path); err != nil {
 		return 0, fmt.Errorf("swap on %s: swapon %s: %w", disk, path, err)
@@ -240,6 +245,30 @@ func lockMemory() error {
 		}
 		if _, _, errno := unix.Syscall(unix.SYS_MLOCK, from, to-from, 0); errno != 0 {
 			return fmt.Errorf("mlock of the program: %w", errno)
+		}
+	}
+	return nil
+}
+
+// RunCgroup holds this process and, in a group of its own, the workload, on a machine that swaps.
+const RunCgroup = "/sys/fs/cgroup/run"
+
+// leaveHeadroom moves this process below RunCgroup, whose memory is less than the machine's. To put a page on the disk the kernel needs
+// memory itself, for a copy and a tag, and waits for ever where writers of files have taken the last of it.
+func leaveHeadroom(ram int64) error {
+	own := RunCgroup + "/init"
+	for _, dir := range []string{RunCgroup, own} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, f := range []struct{ path, value string }{
+		{RunCgroup + "/memory.max", strconv.FormatInt(ram-ram/swapHeadroom, 10)},
+		{RunCgroup + "/cgroup.subtree_control", controllers},
+		{own + "/cgroup.procs", strconv.Itoa(os.Getpid())},
+	} {
+		if err := writeFile(f.path, f.value); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ampoule-vm/ampoule/internal/guest"
 )
 
 // cgroupRoot is where PID 1 has mounted cgroup2.
@@ -30,7 +32,11 @@ func newCgroup(s Spec) (*cgroup, error) {
 		}
 		return nil, nil
 	}
-	dir, err := os.MkdirTemp(cgroupRoot, "workload-")
+	parent := cgroupRoot
+	if _, err := os.Stat(guest.RunCgroup); err == nil {
+		parent = guest.RunCgroup
+	}
+	dir, err := os.MkdirTemp(parent, "workload-")
 	if err != nil {
 		return nil, err
 	}
