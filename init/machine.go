@@ -42,8 +42,8 @@ type machine struct {
 	unpack        func(context.Context, *image.Image, string, image.Keys, image.Limits, func(int64)) error
 	runWorkload   func(context.Context, workload.Spec) (workload.Outcome, error)
 	boundResults  func(dir string, bytes int64) error
-	swap          func(ctx context.Context, disk string) (int64, error) // makes swap space of it, of so many bytes
-	memory        func() (room, error)                                  // free for images and results
+	swap          func(ctx context.Context, disk string, free int64) (int64, error) // makes swap space of it, of so many bytes
+	memory        func() (room, error)                                              // free for images and results
 	host          func(ctx context.Context, port uint32) host
 	powerOff      func()
 }
@@ -200,6 +200,9 @@ func readRoom(path string) (r room, err error) {
 	}
 	if !found {
 		return room{}, fmt.Errorf("%s: no MemAvailable", path)
+	}
+	if r.swap > 0 {
+		r.memory = max(0, r.memory-guest.SwapHeadroom(r.ram))
 	}
 	return r, nil
 }

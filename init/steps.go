@@ -160,7 +160,11 @@ func (r *run) swap(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, diskWait)
 	defer cancel()
-	size, err := r.machine.swap(ctx, r.opts.Swap)
+	free, err := r.memory()
+	if err != nil {
+		return err
+	}
+	size, err := r.machine.swap(ctx, r.opts.Swap, free.memory)
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ import (
 
 // A machine that is too small, MiB: its memory, a dataset of twice that, and a disk for the rest.
 const (
-	smallMemory = 128
+	smallMemory = 160
 	bigDataset  = 2 * smallMemory
 	swapDisk    = 3 * smallMemory
 )
@@ -166,7 +166,7 @@ func TestTooBigForMemory(t *testing.T) {
 	r.run()
 	r.ends("resolve", result.BadImage, 1)
 	r.notRun()
-	if log := r.ownersLog(); !regexp.MustCompile(`the images may need 256 MiB and this machine has \d+ MiB free: start it with more memory`).MatchString(log) {
+	if log := r.ownersLog(); !regexp.MustCompile(`the images may need 320 MiB and this machine has \d+ MiB free: start it with more memory`).MatchString(log) {
 		t.Errorf("the owner's log does not say how much is needed:\n%s", log)
 	}
 }

@@ -27,7 +27,7 @@ const (
 
 	minSwap = 1 << 20 // bytes
 
-	swapHeadroom = 5 // a fifth of the memory is the kernel's, to swap with
+	minSwapping = 16 << 20 // bytes of memory that files and the workload take turns in, at least
 
 	// tagDevice is the kernel's RAM disk. It takes the pages that are written to, and no others.
 	tagDevice = "/dev/ram0"
@@ -46,7 +46,9 @@ const (
 // may be written under the key (NIST SP 800-38D §8.3).
 //
 // This process's own memory is locked first, and so is never on the disk.
-func Swap(ctx context.Context, device string) (int64, error) {
+//
+// free is what the machine has of memory, bytes.
+func Swap(ctx context.Context, device string, free int64) (int64, error) {
 	disk := "/dev/" + device
 	size, err := waitForDisk(ctx, disk)
 	if err != nil {
@@ -61,6 +63,11 @@ func Swap(ctx context.Context, device string) (int64, error) {
 	if size < minSwap {
 		return 0, fmt.Errorf("swap: %s has room for %d bytes, want %d", disk, size, minSwap)
 	}
+	room := free - tagBytes(size) - SwapHeadroom(ram)
+	if room < minSwapping {
+		return 0, fmt.Errorf("swap: of %d MiB of memory %d are free, and %d of these are needed to swap with: start the machine with more memory (ampoule run --memory)",
+			ram>>20, free>>20, (free-room)>>20)
+	}
 	if err := lockMemory(); err != nil {
 		return 0, fmt.Errorf("swap: keep PID 1 in memory: %w", err)
 	}
@@ -74,19 +81,18 @@ func Swap(ctx context.Context, device string) (int64, error) {
 	if err := writeSwapHeader(path, size); err != nil {
 		return 0, fmt.Errorf("swap on %s: %w", disk, err)
 	}
-	if err := leaveHeadroom(ram); err != nil {
+	if err := leaveHeadroom(room); err != nil {
 		return 0, fmt.Errorf("swap: %w", err)
 	}
 	if err := swapOn(path); err != nil {
 		return 0, fmt.Errorf("swap on %s: swapon %s: %w", disk, path, err)
 	}
-	return size, growRoot(ram*9/10 + size)
+	return size, growRoot(room + size)
 }
 
 // swapSize is how much of a disk of so many bytes serves a machine with ram bytes of memory.
 func swapSize(disk, ram int64) int64 {
-	blocks := min(disk/swapBlock, ram/swapTagShare/swapTag)
-	return blocks * swapBlock
+	return max(0, min(disk/swapBlock, ram/swapTagShare/swapTag)) * swapBlock
 }
 
 // tagBytes is what the tags of a swap space take.
@@ -176,9 +182,7 @@ func mapSwap(disk string, size int64) (path string, err error) {
 	}
 	key := make([]byte, 32)
 	defer clear(key)
-	if _, err := rand.Read(key); err != nil {
-		return "", errors.Join(err, m.remove(lower))
-	}
+	rand.Read(key) // never fails
 	dev, err := m.create(upper, cryptTable(under, key, size))
 	if err != nil {
 		return "", errors.Join(err, m.remove(lower))
@@ -253,9 +257,12 @@ func lockMemory() error {
 // RunCgroup holds this process and, in a group of its own, the workload, on a machine that swaps.
 const RunCgroup = "/sys/fs/cgroup/run"
 
-// leaveHeadroom moves this process below RunCgroup, whose memory is less than the machine's. To put a page on the disk the kernel needs
-// memory itself, for a copy and a tag, and waits for ever where writers of files have taken the last of it.
-func leaveHeadroom(ram int64) error {
+// SwapHeadroom is how much of so many bytes of memory files and the workload cannot have on a machine that swaps. To put a page on
+// the disk the kernel needs memory itself, for a copy of it and for requests, and waits for ever where others have taken the last.
+func SwapHeadroom(ram int64) int64 { return max(32<<20, ram/16) }
+
+// leaveHeadroom moves this process below RunCgroup, which may take max bytes more than what is in use.
+func leaveHeadroom(max int64) error {
 	own := RunCgroup + "/init"
 	for _, dir := range []string{RunCgroup, own} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
@@ -263,7 +270,7 @@ func leaveHeadroom(ram int64) error {
 		}
 	}
 	for _, f := range []struct{ path, value string }{
-		{RunCgroup + "/memory.max", strconv.FormatInt(ram-ram/swapHeadroom, 10)},
+		{RunCgroup + "/memory.max", strconv.FormatInt(max, 10)},
 		{RunCgroup + "/cgroup.subtree_control", controllers},
 		{own + "/cgroup.procs", strconv.Itoa(os.Getpid())},
 	} {
