@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -147,19 +146,18 @@ func peakMemory() int64 {
 	return u.Maxrss
 }
 
-// readCounters reads lines like "pswpout 12" of a file of the kernel's, for the owner's log.
-func readCounters(path string, names ...string) string {
+// readTraffic is what has been read from a disk and written to it since the machine started, bytes. path is its stat file below
+// /sys/block, whose third and seventh fields count sectors.
+func readTraffic(path string) (read, written int64, err error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return err.Error()
+		return 0, 0, err
 	}
-	var found []string
-	for line := range strings.Lines(string(b)) {
-		if name, _, _ := strings.Cut(line, " "); slices.Contains(names, name) {
-			found = append(found, strings.TrimSpace(line))
-		}
+	var skip int64
+	if _, err := fmt.Sscan(string(b), &skip, &skip, &read, &skip, &skip, &skip, &written); err != nil {
+		return 0, 0, fmt.Errorf("%s: %w", path, err)
 	}
-	return strings.Join(found, ", ")
+	return read * 512, written * 512, nil
 }
 
 // pack writes logs, timeline and, if asked, results to path, sealed to the manifest's recipients. It returns the

@@ -315,7 +315,8 @@ func (r *run) seal(ctx context.Context) (err error) {
 	p := &parcel{path: filepath.Join(r.dir, "result")}
 	r.private.Info("memory", "peak_kib", peakMemory()) // ampoule bench reads it
 	if r.opts.Swap != "" {
-		r.private.Info("swapped", "pages", readCounters("/proc/vmstat", "pswpout", "pswpin"))
+		in, out, err := readTraffic("/sys/block/" + r.opts.Swap + "/stat")
+		r.private.Info("swapped", "in_mib", in>>20, "out_mib", out>>20, "error", err)
 	}
 	digest, err := r.pack(p.path, true)
 	if errors.Is(err, result.ErrLimit) {

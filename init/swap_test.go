@@ -175,12 +175,15 @@ func TestReadRoom(t *testing.T) {
 	}
 }
 
-func TestReadCounters(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "vmstat")
-	if err := os.WriteFile(path, []byte("pgpgin 1\npswpin 2\npswpout 3\npswpout_x 4\n"), 0o600); err != nil {
+func TestReadTraffic(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "stat")
+	if err := os.WriteFile(path, []byte("     301        0     4096    12     502      1     8192     7 0 0 0\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := readCounters(path, "pswpin", "pswpout"); got != "pswpin 2, pswpout 3" {
-		t.Errorf("%q", got)
+	if in, out, err := readTraffic(path); in != 4096*512 || out != 8192*512 || err != nil {
+		t.Errorf("%d bytes in, %d out, %v", in, out, err)
+	}
+	if _, _, err := readTraffic(filepath.Join(t.TempDir(), "stat")); err == nil {
+		t.Error("a disk that is not there has traffic")
 	}
 }

@@ -19,7 +19,7 @@ import (
 
 // A machine that is too small, MiB: its memory, a dataset of twice that, and a disk for the rest.
 const (
-	smallMemory = 160
+	smallMemory = 144
 	bigDataset  = 2 * smallMemory
 	swapDisk    = 3 * smallMemory
 )
@@ -54,7 +54,7 @@ func newSwapTrial(t *testing.T, disk string) *trial {
 	return r
 }
 
-var swappedLine = regexp.MustCompile(`msg=swapped pages="pswpin (\d+), pswpout (\d+)"`)
+var swappedLine = regexp.MustCompile(`msg=swapped in_mib=(\d+) out_mib=(\d+) error=<nil>`)
 
 // TestBiggerThanMemory pulls and reads a dataset of twice the machine's memory, by way of each kind of disk.
 func TestBiggerThanMemory(t *testing.T) {
@@ -73,11 +73,10 @@ func TestBiggerThanMemory(t *testing.T) {
 			if m == nil {
 				t.Fatalf("the log does not say what was swapped:\n%s", log)
 			}
-			t.Logf("pages in %s, out %s", m[1], m[2])
-			const least = (bigDataset - smallMemory) << 20 / 4096
+			t.Logf("MiB swapped in %s, out %s; %s", m[1], m[2], r.read(filepath.Join(dir, result.TimelineName)))
 			for _, n := range m[1:] {
-				if n, _ := strconv.Atoi(n); n < least {
-					t.Errorf("%d pages were swapped, and a dataset of twice the memory needs %d at least", n, least)
+				if n, _ := strconv.Atoi(n); n < bigDataset-smallMemory {
+					t.Errorf("%d MiB were swapped, and a dataset of twice the memory needs %d at least", n, bigDataset-smallMemory)
 				}
 			}
 			if _, err := os.Stat(filepath.Join(r.cfg.Dir, qemu.SwapFile)); !os.IsNotExist(err) {
@@ -166,7 +165,7 @@ func TestTooBigForMemory(t *testing.T) {
 	r.run()
 	r.ends("resolve", result.BadImage, 1)
 	r.notRun()
-	if log := r.ownersLog(); !regexp.MustCompile(`the images may need 320 MiB and this machine has \d+ MiB free: start it with more memory`).MatchString(log) {
+	if log := r.ownersLog(); !regexp.MustCompile(`the images may need 288 MiB and this machine has \d+ MiB free: start it with more memory`).MatchString(log) {
 		t.Errorf("the owner's log does not say how much is needed:\n%s", log)
 	}
 }
