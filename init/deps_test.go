@@ -154,7 +154,7 @@ var arrows = map[string]string{
 	"test/quoter":                  "internal/guest",
 	"test/bridge":                  "",
 	"init": "image internal/cmdline internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/registryauth internal/secret internal/result internal/sink internal/source " +
-		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/workload",
+		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/tree internal/workload",
 	"cmd/ampoule": "image mkimage qemu internal/cmdline internal/demo internal/evidence internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/psp internal/result internal/verify",
 }
 

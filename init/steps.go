@@ -19,6 +19,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/tee"
+	"github.com/ampoule-vm/ampoule/internal/tree"
 	"github.com/ampoule-vm/ampoule/internal/workload"
 	"golang.org/x/sync/errgroup"
 )
@@ -257,10 +258,11 @@ func (r *run) pull(ctx context.Context) error {
 	if err != nil {
 		return because(result.Internal, err)
 	}
-	limits := image.Limits{Chown: true, Bytes: free.total()}
-	if most := r.doc.Resources.InputBytes; most > 0 {
-		limits.Bytes = min(limits.Bytes, most)
+	most := free.total()
+	if limit := r.doc.Resources.InputBytes; limit > 0 {
+		most = min(most, limit)
 	}
+	limits := image.Limits{Chown: true, Bytes: most, Pool: tree.NewPool(most)} // each alone can have it all, but not each of them
 	all, ctx := errgroup.WithContext(ctx)
 	for i, in := range r.inputs {
 		in.dir = filepath.Join(r.dir, "input-"+strconv.Itoa(i))

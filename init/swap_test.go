@@ -6,12 +6,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/internal/tree"
 	"github.com/ampoule-vm/ampoule/internal/workload"
 )
 
@@ -88,7 +90,7 @@ func TestFits(t *testing.T) {
 			limit := int64(0)
 			f.tamper = func(m *machine) {
 				m.memory = func() (room, error) { return c.free, nil }
-				m.unpack = keepLimit(m.unpack, &limit)
+				m.unpack = keepLimit(t, m.unpack, &limit)
 				m.runWorkload = func(ctx context.Context, s workload.Spec) (workload.Outcome, error) {
 					f.started = true
 					return workload.Outcome{}, nil
@@ -112,9 +114,20 @@ func TestFits(t *testing.T) {
 
 type unpack = func(context.Context, *image.Image, string, image.Keys, image.Limits, func(int64)) error
 
-func keepLimit(next unpack, limit *int64) unpack {
+// keepLimit notes the limit that images are unpacked under, each of which must have it from the same pool.
+func keepLimit(t *testing.T, next unpack, limit *int64) unpack {
+	var mu sync.Mutex
+	var pool *tree.Pool
 	return func(ctx context.Context, i *image.Image, dir string, k image.Keys, l image.Limits, progress func(int64)) error {
+		mu.Lock()
+		if pool == nil {
+			pool = l.Pool
+		}
+		if l.Pool == nil || l.Pool != pool {
+			t.Error("an image is bounded by itself alone")
+		}
 		*limit = l.Bytes
+		mu.Unlock()
 		return next(ctx, i, dir, k, l, progress)
 	}
 }

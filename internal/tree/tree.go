@@ -34,6 +34,7 @@ type Limits struct {
 	Name    int   // bytes of a path; default 4096
 	Depth   int   // components of a path; default 128
 	Chown   bool  // keep the archive's owners; needs root. Otherwise all is the caller's
+	Pool    *Pool // bounds the files of several trees together; nil: only Bytes does
 }
 
 func (l Limits) withDefaults() Limits {
@@ -383,6 +384,9 @@ func (t *Tree) linkTarget(name string) (string, error) {
 func (t *Tree) file(parent *os.Root, base string, h *tar.Header, r io.Reader) error {
 	if t.budget.content -= h.Size; h.Size < 0 || t.budget.content < 0 {
 		return fmt.Errorf("%w: the files have more than %d bytes", ErrTooBig, t.lim.Bytes)
+	}
+	if err := t.lim.Pool.take(h.Size); err != nil {
+		return err
 	}
 	f, err := parent.OpenFile(base, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
