@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/ampoule-vm/ampoule/internal/demo"
@@ -19,7 +20,7 @@ import (
 
 // A machine that is too small, MiB: its memory, a dataset of twice that, and a disk for the rest.
 const (
-	smallMemory = 144
+	smallMemory = 128
 	bigDataset  = 2 * smallMemory
 	swapDisk    = 3 * smallMemory
 )
@@ -45,7 +46,7 @@ func newSwapTrial(t *testing.T, disk string) *trial {
 	r := newTrial(t, nil, "digest=numbers")
 	r.job.Dataset = r.publish("big", demo.DatasetKey, r.fileImage(map[string]string{"numbers": bigFile()}), true)
 	r.manifest = r.world.Manifest(r.job)
-	r.cfg.Shape.MemoryMiB = smallMemory
+	r.cfg.Shape = qemu.Shape{VCPUs: 2, MemoryMiB: smallMemory} // one seals pages while the other works
 	if disk != "" {
 		r.cfg.Cmdline += " ampoule.swap=" + disk
 		r.cfg.SwapMiB, r.cfg.SwapDisk = swapDisk, disk
@@ -86,61 +87,116 @@ func TestBiggerThanMemory(t *testing.T) {
 	}
 }
 
-// TestFlippedSwap: between pull and the workload's start the host flips one bit of each page on the disk. Nobody takes such a page for
+// TestAlteredSwap: when all is pulled the host alters what is on the disk, or puts back what was there before. Nobody takes such a page for
 // what was written, and no result is delivered as one.
-func TestFlippedSwap(t *testing.T) {
-	r := newSwapTrial(t, "vda")
-	flipped := 0
-	r.cfg.OnEvent = func(e result.Event) {
-		if e.Step == "pull" && e.State == result.Done {
-			flipped = r.flipPages(filepath.Join(r.cfg.Dir, qemu.SwapFile))
-		}
-	}
-	r.run()
-	if flipped == 0 {
-		t.Fatal("nothing was on the disk")
-	}
-	t.Logf("%d pages flipped", flipped)
-	o := r.report.Outcome
-	if o == nil {
-		t.Fatalf("the VM never reported (%s)", r.report.End)
-	}
-	if o.Reason == result.OK || o.ExitCode() == 0 {
-		t.Errorf("outcome %s", o.Line())
-	}
-	t.Logf("outcome %s", o.Line())
-	if r.report.ResultPath == "" {
-		return
-	}
-	if b, err := os.ReadFile(filepath.Join(r.open(), "results/numbers.sha256")); err == nil {
-		t.Errorf("the workload came to a result: %s", b)
+func TestAlteredSwap(t *testing.T) {
+	for name, alter := range map[string]func(*disk) int{
+		"a bit of each page": (*disk).flip,
+		"older pages":        (*disk).rollBack,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newSwapTrial(t, "vda")
+			altered := make(chan int, 1)
+			r.cfg.OnEvent = func(e result.Event) {
+				if e.Step == "pull" && e.State == result.Done {
+					d := openDisk(t, filepath.Join(r.cfg.Dir, qemu.SwapFile))
+					go func() {
+						defer d.Close()
+						altered <- alter(d)
+					}()
+				}
+			}
+			r.run()
+			select {
+			case n := <-altered:
+				if n == 0 {
+					t.Fatal("nothing on the disk was altered")
+				}
+				t.Logf("%d pages altered", n)
+			case <-t.Context().Done():
+				t.Fatal("the disk was not altered")
+			}
+			o := r.report.Outcome
+			if o == nil {
+				t.Fatalf("the VM never reported (%s)", r.report.End)
+			}
+			t.Logf("outcome %s", o.Line())
+			if o.Reason == result.OK || o.ExitCode() == 0 {
+				t.Error("the run ended well")
+			}
+			if r.report.ResultPath == "" {
+				return
+			}
+			if b, err := os.ReadFile(filepath.Join(r.open(), "results/numbers.sha256")); err == nil {
+				t.Errorf("the workload came to a result: %s", b)
+			}
+		})
 	}
 }
 
-// flipPages flips the first bit of each page of a file that is not zero, and returns how many.
-func (r *trial) flipPages(path string) (n int) {
-	r.Helper()
+// A disk is what the host has of the guest's.
+type disk struct {
+	*os.File
+	began []byte // its content when it was opened
+}
+
+func openDisk(t *testing.T, path string) *disk {
+	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		r.Error(err)
-		return 0
+		t.Error(err)
+		return &disk{}
 	}
-	defer f.Close()
-	page := make([]byte, 4096)
-	for at := int64(0); ; at += int64(len(page)) {
-		if _, err := f.ReadAt(page, at); err != nil {
-			return n
-		}
-		if [4096]byte(page) == [4096]byte{} {
-			continue
-		}
-		page[0] ^= 1
-		if _, err := f.WriteAt(page[:1], at); err != nil {
-			r.Error(err)
-			return n
-		}
-		n++
+	d := &disk{File: f, began: make([]byte, swapDisk<<20)}
+	if _, err := f.ReadAt(d.began, 0); err != nil {
+		t.Error(err)
 	}
+	return d
+}
+
+const pageSize = 4096
+
+var noPage [pageSize]byte
+
+// flip flips a bit of each page that had content, and returns how many.
+func (d *disk) flip() (n int) {
+	for at := 0; at < len(d.began); at += pageSize {
+		if page := d.began[at : at+pageSize]; [pageSize]byte(page) != noPage {
+			page[0] ^= 1
+			if _, err := d.WriteAt(page, int64(at)); err == nil {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// rollBack waits until the guest has written some pages anew, and puts back what they had. It returns how many.
+func (d *disk) rollBack() (n int) {
+	const enough = 4096
+	now := make([]byte, len(d.began))
+	var changed []int
+	for len(changed) < enough {
+		changed = changed[:0]
+		if _, err := d.ReadAt(now, 0); err != nil {
+			return 0
+		}
+		if fi, err := d.Stat(); err != nil || fi.Sys().(*syscall.Stat_t).Nlink == 0 {
+			return 0 // the VM has ended
+		}
+		for at := 0; at < len(now); at += pageSize {
+			before := [pageSize]byte(d.began[at : at+pageSize])
+			if before != noPage && before != [pageSize]byte(now[at:at+pageSize]) {
+				changed = append(changed, at)
+			}
+		}
+	}
+	for _, at := range changed {
+		if _, err := d.WriteAt(d.began[at:at+pageSize], int64(at)); err == nil {
+			n++
+		}
+	}
+	return n
 }
 
 // TestSwapDiskMissing: the command line names a disk that the host did not plug in.
@@ -165,7 +221,7 @@ func TestTooBigForMemory(t *testing.T) {
 	r.run()
 	r.ends("resolve", result.BadImage, 1)
 	r.notRun()
-	if log := r.ownersLog(); !regexp.MustCompile(`the images may need 288 MiB and this machine has \d+ MiB free: start it with more memory`).MatchString(log) {
+	if log := r.ownersLog(); !regexp.MustCompile(`the images may need 256 MiB and this machine has \d+ MiB free: start it with more memory`).MatchString(log) {
 		t.Errorf("the owner's log does not say how much is needed:\n%s", log)
 	}
 }
