@@ -85,13 +85,8 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case *swap < 0 || *swap > 1<<24:
-		return usagef("--swap %d: want 0 to %d MiB", *swap, 1<<24)
-	case *swap > 0 && o.Swap == "":
-		return fmt.Errorf("--swap %d: the command line of --image %s names no disk for it; build with --swap vda", *swap, *image)
-	case *swap == 0 && o.Swap != "":
-		return fmt.Errorf("--image %s swaps to %s: say with --swap how many MiB that disk is to have", *image, o.Swap)
+	if err := checkSwap(*swap, o.Swap, *image); err != nil {
+		return err
 	}
 	if _, err := manifest.Parse(raw, o.Allow.Has); err != nil {
 		return fmt.Errorf("%s: %w", *file, err)
@@ -145,6 +140,20 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 		}
 	}
 	return outcomeError(report)
+}
+
+// checkSwap holds the size of a disk, MiB, against what the image's command line says of one: both or neither.
+func checkSwap(mib int, disk, image string) error {
+	const most = 1 << 24
+	switch {
+	case mib < 0 || mib > most:
+		return usagef("--swap %d: want 0 to %d MiB", mib, most)
+	case mib > 0 && disk == "":
+		return fmt.Errorf("--swap %d: the command line of --image %s names no disk for it; build with --swap vda", mib, image)
+	case mib == 0 && disk != "":
+		return fmt.Errorf("--image %s swaps to %s: say with --swap how many MiB that disk is to have", image, disk)
+	}
+	return nil
 }
 
 // testRoot is the root of what the simulated processor plays.

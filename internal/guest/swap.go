@@ -28,6 +28,7 @@ const (
 	minSwap = 1 << 20 // bytes
 
 	minSwapping = 16 << 20 // bytes of memory that files and the workload take turns in, at least
+	ownMemory   = 32 << 20 // bytes that files leave to PID 1, if there are twice as many
 
 	// tagDevice is the kernel's RAM disk. It takes the pages that are written to, and no others.
 	tagDevice = "/dev/ram0"
@@ -65,8 +66,8 @@ func Swap(ctx context.Context, device string, free int64) (int64, error) {
 	}
 	room := free - tagBytes(size) - SwapHeadroom(ram)
 	if room < minSwapping {
-		return 0, fmt.Errorf("swap: of %d MiB of memory %d are free, and %d of these are needed to swap with: start the machine with more memory (ampoule run --memory)",
-			ram>>20, free>>20, (free-room)>>20)
+		return 0, fmt.Errorf("swap: of %d MiB of memory %d are free, and the kernel needs %d of these to swap: "+
+			"start the machine with more (ampoule run --memory)", ram>>20, free>>20, (free-room)>>20)
 	}
 	if err := lockMemory(); err != nil {
 		return 0, fmt.Errorf("swap: keep PID 1 in memory: %w", err)
@@ -87,7 +88,7 @@ func Swap(ctx context.Context, device string, free int64) (int64, error) {
 	if err := swapOn(path); err != nil {
 		return 0, fmt.Errorf("swap on %s: swapon %s: %w", disk, path, err)
 	}
-	return size, growRoot(room + size)
+	return size, growRoot(room - min(room/2, ownMemory) + size)
 }
 
 // swapSize is how much of a disk of so many bytes serves a machine with ram bytes of memory.
@@ -109,7 +110,8 @@ func waitForDisk(ctx context.Context, path string) (int64, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return 0, fmt.Errorf("swap: the command line says ampoule.swap=%s and this machine has no such disk: plug one in (ampoule run --swap)", path[len("/dev/"):])
+			return 0, fmt.Errorf("swap: the command line says ampoule.swap=%s and this machine has no such disk: "+
+				"plug one in (ampoule run --swap)", path[len("/dev/"):])
 		case <-tick.C:
 		}
 	}
@@ -153,13 +155,16 @@ func fillTags(n int64) error {
 	return nil
 }
 
-// integrityTable keeps a tag for each block and checks none: that is for dm-crypt to do. Mode D has no journal, for nothing survives a crash.
+// integrityTable keeps a tag for each block and checks none: that is for dm-crypt to do. Mode D has no journal, for nothing of this
+// survives a crash.
 func integrityTable(disk string, size int64) dmTarget {
-	return dmTarget{"integrity", uint64(size / 512), fmt.Appendf(nil, "%s 0 %d D 4 block_size:%d meta_device:%s journal_sectors:1 buffer_sectors:%d",
-		disk, swapTag, swapBlock, tagDevice, swapBlock/512)}
+	p := fmt.Appendf(nil, "%s 0 %d D 4 block_size:%d meta_device:%s journal_sectors:1 buffer_sectors:%d",
+		disk, swapTag, swapBlock, tagDevice, swapBlock/512)
+	return dmTarget{"integrity", uint64(size / 512), p}
 }
 
-// cryptTable seals each block with AES-256-GCM. What is authenticated besides the block is its sector number, so that blocks cannot change places.
+// cryptTable seals each block with AES-256-GCM. What is authenticated besides the block is its sector number, so that blocks cannot
+// change places.
 func cryptTable(dev uint64, key []byte, size int64) dmTarget {
 	p := make([]byte, 0, 256) // never grown, which would leave a copy of the key behind
 	p = append(p, "capi:gcm(aes)-random "...)
