@@ -57,52 +57,51 @@ func newSwapTrial(t *testing.T, disk string) *trial {
 
 var swappedLine = regexp.MustCompile(`msg=swapped in_mib=(\d+) out_mib=(\d+) error=<nil>`)
 
-// TestBiggerThanMemory pulls and reads a dataset of twice the machine's memory, by way of each kind of disk.
+// TestBiggerThanMemory pulls and reads a dataset of twice the machine's memory.
 func TestBiggerThanMemory(t *testing.T) {
-	for _, disk := range []string{"vda", "nvme0n1"} {
-		t.Run(disk, func(t *testing.T) {
-			r := newSwapTrial(t, disk)
-			r.run()
-			r.ends("", result.OK, 0)
-			r.verified()
-			dir := r.open()
-			if got, want := r.read(filepath.Join(dir, "results/numbers.sha256")), fmt.Sprintf("%x", sha256.Sum256([]byte(bigFile()))); got != want {
-				t.Errorf("the workload read bytes with digest %s, want %s", got, want)
-			}
-			log := r.read(filepath.Join(dir, result.BootLogName))
-			m := swappedLine.FindStringSubmatch(log)
-			if m == nil {
-				t.Fatalf("the log does not say what was swapped:\n%s", log)
-			}
-			t.Logf("MiB swapped in %s, out %s; %s", m[1], m[2], r.read(filepath.Join(dir, result.TimelineName)))
-			for _, n := range m[1:] {
-				if n, _ := strconv.Atoi(n); n < bigDataset-smallMemory {
-					t.Errorf("%d MiB were swapped, and a dataset of twice the memory needs %d at least", n, bigDataset-smallMemory)
-				}
-			}
-			if _, err := os.Stat(filepath.Join(r.cfg.Dir, qemu.SwapFile)); !os.IsNotExist(err) {
-				t.Errorf("the disk is still there: %v", err)
-			}
-		})
+	r := newSwapTrial(t, "vda")
+	r.run()
+	r.ends("", result.OK, 0)
+	r.verified()
+	dir := r.open()
+	if got, want := r.read(filepath.Join(dir, "results/numbers.sha256")), fmt.Sprintf("%x", sha256.Sum256([]byte(bigFile()))); got != want {
+		t.Errorf("the workload read bytes with digest %s, want %s", got, want)
+	}
+	log := r.read(filepath.Join(dir, result.BootLogName))
+	m := swappedLine.FindStringSubmatch(log)
+	if m == nil {
+		t.Fatalf("the log does not say what was swapped:\n%s", log)
+	}
+	t.Logf("MiB swapped in %s, out %s; timeline:\n%s", m[1], m[2], r.read(filepath.Join(dir, result.TimelineName)))
+	for _, n := range m[1:] {
+		if n, _ := strconv.Atoi(n); n < bigDataset-smallMemory {
+			t.Errorf("%d MiB were swapped, and a dataset of twice the memory needs %d at least", n, bigDataset-smallMemory)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(r.cfg.Dir, qemu.SwapFile)); !os.IsNotExist(err) {
+		t.Errorf("the disk is still there: %v", err)
 	}
 }
 
 // TestAlteredSwap: when all is pulled the host alters what is on the disk, or puts back what was there before. Nobody takes such a page for
 // what was written, and no result is delivered as one.
 func TestAlteredSwap(t *testing.T) {
-	for name, alter := range map[string]func(*disk) int{
-		"a bit of each page": (*disk).flip,
-		"older pages":        (*disk).rollBack,
+	for name, c := range map[string]struct {
+		disk  string // of each kind once
+		alter func(*disk) int
+	}{
+		"a bit of each page": {"nvme0n1", (*disk).flip},
+		"older pages":        {"sda", (*disk).rollBack},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newSwapTrial(t, "vda")
+			r := newSwapTrial(t, c.disk)
 			altered := make(chan int, 1)
 			r.cfg.OnEvent = func(e result.Event) {
 				if e.Step == "pull" && e.State == result.Done {
 					d := openDisk(t, filepath.Join(r.cfg.Dir, qemu.SwapFile))
 					go func() {
 						defer d.Close()
-						altered <- alter(d)
+						altered <- c.alter(d)
 					}()
 				}
 			}
