@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,18 +41,18 @@ var bigFile = sync.OnceValue(func() string {
 	return b.String()
 })
 
-// newSwapTrial is a machine whose command line names disk for swap, and whose workload reads all of a dataset that is larger than memory.
-func newSwapTrial(t *testing.T, disk string) *trial {
+// newSwapTrial is a machine whose command line names disk for swap, and whose workload reads all of a dataset that is larger than memory,
+// as many times as said.
+func newSwapTrial(t *testing.T, disk string, times int) *trial {
 	t.Helper()
-	r := newTrial(t, nil, "digest=numbers")
+	r := newTrial(t, nil, slices.Repeat([]string{"digest=numbers"}, times)...)
 	r.job.Dataset = r.publish("big", demo.DatasetKey, r.fileImage(map[string]string{"numbers": bigFile()}), true)
 	r.manifest = r.world.Manifest(r.job)
 	r.cfg.Shape = qemu.Shape{VCPUs: 2, MemoryMiB: smallMemory} // one seals pages while the other works
-	if disk != "" {
-		r.cfg.Cmdline += " ampoule.swap=" + disk
-		r.cfg.SwapMiB, r.cfg.SwapDisk = swapDisk, disk
-	}
+	r.cfg.Cmdline += " ampoule.swap=" + disk
+	r.cfg.SwapMiB, r.cfg.SwapDisk = swapDisk, disk
 	r.accepted = r.cfg.Cmdline
+	r.cfg.Timeout = 2 * vmLimit // all of it is sealed and opened without the processor's help
 	return r
 }
 
@@ -59,7 +60,7 @@ var swappedLine = regexp.MustCompile(`msg=swapped in_mib=(\d+) out_mib=(\d+) err
 
 // TestBiggerThanMemory pulls and reads a dataset of twice the machine's memory.
 func TestBiggerThanMemory(t *testing.T) {
-	r := newSwapTrial(t, "vda")
+	r := newSwapTrial(t, "vda", 1)
 	r.run()
 	r.ends("", result.OK, 0)
 	r.verified()
@@ -94,7 +95,7 @@ func TestAlteredSwap(t *testing.T) {
 		"older pages":        {"sda", (*disk).rollBack},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newSwapTrial(t, c.disk)
+			r := newSwapTrial(t, c.disk, 2) // what was written after a first reading is read as well
 			altered := make(chan int, 1)
 			r.cfg.OnEvent = func(e result.Event) {
 				if e.Step == "pull" && e.State == result.Done {
