@@ -49,11 +49,15 @@ func newSwapTrial(t *testing.T, disk string, times int) *trial {
 	r.job.Dataset = r.publish("big", demo.DatasetKey, r.fileImage(map[string]string{"numbers": bigFile()}), true)
 	r.manifest = r.world.Manifest(r.job)
 	r.cfg.Shape = qemu.Shape{VCPUs: 2, MemoryMiB: smallMemory} // one seals pages while the other works
+	r.cfg.Timeout = 2 * vmLimit                                // all of it is sealed and opened without the processor's help
+	r.swapTo(disk)
+	return r
+}
+
+func (r *trial) swapTo(disk string) {
 	r.cfg.Cmdline += " ampoule.swap=" + disk
 	r.cfg.SwapMiB, r.cfg.SwapDisk = swapDisk, disk
 	r.accepted = r.cfg.Cmdline
-	r.cfg.Timeout = 2 * vmLimit // all of it is sealed and opened without the processor's help
-	return r
 }
 
 var swappedLine = regexp.MustCompile(`msg=swapped in_mib=(\d+) out_mib=(\d+) error=<nil>`)
@@ -197,6 +201,19 @@ func (d *disk) rollBack() (n int) {
 		}
 	}
 	return n
+}
+
+// TestSwapIsNoMoreMemory than the manifest gives.
+func TestSwapIsNoMoreMemory(t *testing.T) {
+	r := newTrial(t, nil, "allocate=200")
+	r.job.MemoryBytes = 64 << 20
+	r.manifest = r.world.Manifest(r.job)
+	r.swapTo("vda")
+	r.run()
+	r.ends("execute", result.Workload, 4)
+	if !r.verified().Statement.Predicate.Workload.OOM {
+		t.Error("the receipt does not say that memory ran out")
+	}
 }
 
 // TestSwapDiskMissing: the command line names a disk that the host did not plug in.
