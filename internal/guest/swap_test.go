@@ -4,11 +4,17 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestSwapTables: what the kernel is asked for, word by word.
@@ -77,4 +83,55 @@ func TestWaitForDisk(t *testing.T) {
 	if _, err := waitForDisk(t.Context(), file); err == nil || !strings.Contains(err.Error(), "no block device") {
 		t.Errorf("a file: %v", err)
 	}
+}
+
+// TestLockMemory: every page that a process has, and those that it takes later, stay in memory.
+func TestLockMemory(t *testing.T) {
+	const child = "AMPOULE_TEST_LOCK"
+	if os.Getenv(child) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestLockMemory$", "-test.v")
+		cmd.Env = append(os.Environ(), child+"=1")
+		out, err := cmd.CombinedOutput()
+		if strings.Contains(string(out), "--- SKIP") {
+			t.Skipf("%s", out)
+		}
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	if err := lockMemory(); err != nil {
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOMEM) {
+			t.Skip(err)
+		}
+		t.Fatal(err)
+	}
+	later := make([]byte, 32<<20)
+	for i := 0; i < len(later); i += 4096 {
+		later[i] = 1
+	}
+	smaps, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mapping string
+	var locked, rss, total int64
+	for line := range strings.Lines(string(smaps)) {
+		switch name, value, _ := strings.Cut(line, ":"); {
+		case strings.Contains(name, "-"):
+			mapping, rss = strings.TrimSpace(line), 0
+		case name == "Rss":
+			fmt.Sscan(value, &rss)
+		case name == "Locked":
+			fmt.Sscan(value, &locked)
+			total += locked
+			if rss > 0 && locked == 0 && !strings.HasSuffix(mapping, "]") { // [vdso] and the like are the kernel's
+				t.Errorf("%d KiB can be swapped: %s", rss, mapping)
+			}
+		}
+	}
+	if total < int64(len(later))>>10 {
+		t.Errorf("%d KiB are locked", total)
+	}
+	runtime.KeepAlive(later)
 }
