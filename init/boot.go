@@ -19,6 +19,7 @@ var sequence = []step{
 	{"network", result.Unreachable, 2 * time.Minute, (*run).network},   // opts               → addresses, routes
 	{"manifest", result.BadManifest, 2 * time.Minute, (*run).manifest}, // source             → doc
 	{"bind", result.NotBound, time.Minute, (*run).bind},                // doc, dev           → initdata, binding, launch
+	{"swap", result.Internal, time.Minute, (*run).swap},                // opts               → room beyond memory
 	{"resolve", result.BadImage, 5 * time.Minute, (*run).resolve},      // doc                → inputs
 	{"attest", result.Denied, 5 * time.Minute, (*run).attest},          // inputs, dev        → grant
 	{"pull", result.BadImage, time.Hour, (*run).pull},                  // inputs, grant      → root, datasets

@@ -175,7 +175,7 @@ func (f *flow) boot() {
 		l.Chown = false // tests need no root
 		return i.Unpack(ctx, dir, k, l, progress)
 	}
-	m.memory = func() (int64, error) { return 1 << 30, nil }
+	m.memory = func() (room, error) { return room{ram: 2 << 30, memory: 1 << 30}, nil }
 	m.boundResults = func(string, int64) error { return nil }
 	m.runWorkload = func(_ context.Context, s workload.Spec) (workload.Outcome, error) {
 		f.started = true

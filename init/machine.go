@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/ampoule-vm/ampoule/image"
@@ -36,7 +37,8 @@ type machine struct {
 	unpack        func(context.Context, *image.Image, string, image.Keys, image.Limits, func(int64)) error
 	runWorkload   func(context.Context, workload.Spec) (workload.Outcome, error)
 	boundResults  func(dir string, bytes int64) error
-	memory        func() (int64, error) // bytes that are free for images and results
+	swap          func(ctx context.Context, disk string, free int64) (int64, error) // makes swap space of it, of so many bytes
+	memory        func() (room, error)                                              // free for images and results
 	host          func(ctx context.Context, port uint32) host
 	powerOff      func()
 }
@@ -89,7 +91,8 @@ func newMachine() *machine {
 			return workload.Run(ctx, reaper, s)
 		},
 		boundResults: boundResults,
-		memory:       availableMemory,
+		swap:         guest.Swap,
+		memory:       func() (room, error) { return readRoom("/proc/meminfo") },
 		host:         newVsockHost,
 		powerOff:     guest.PowerOff,
 	}
@@ -153,23 +156,50 @@ func boundResults(dir string, bytes int64) error {
 	return workload.MountBounded(dir, bytes+bytes/16+1<<20)
 }
 
-// availableMemory is what the kernel thinks that it can give without pushing anything out.
-func availableMemory() (int64, error) {
-	f, err := os.Open("/proc/meminfo")
+// A room is what the machine can hold, bytes.
+type room struct {
+	ram          int64 // all that there is
+	memory, swap int64 // what is still free of it without pushing anything out, and of the swap space
+}
+
+func (r room) total() int64 { return r.memory + r.swap }
+
+func (r room) String() string {
+	if r.swap == 0 {
+		return fmt.Sprintf("%d MiB free", r.memory>>20)
+	}
+	return fmt.Sprintf("%d MiB free (memory %d, swap %d)", r.total()>>20, r.memory>>20, r.swap>>20)
+}
+
+// readRoom reads /proc/meminfo.
+func readRoom(path string) (r room, err error) {
+	b, err := os.ReadFile(path)
 	if err != nil {
-		return 0, err
+		return room{}, err
 	}
-	defer f.Close()
-	var name, unit string
-	var kib int64
-	for {
-		if _, err := fmt.Fscanf(f, "%s %d %s\n", &name, &kib, &unit); err != nil {
-			return 0, fmt.Errorf("MemAvailable in /proc/meminfo: %w", err)
+	found := false
+	for line := range strings.Lines(string(b)) {
+		var name string
+		var kib int64
+		if n, _ := fmt.Sscanf(line, "%s %d kB", &name, &kib); n != 2 {
+			continue
 		}
-		if name == "MemAvailable:" {
-			return kib << 10, nil
+		switch name {
+		case "MemTotal:":
+			r.ram = kib << 10
+		case "MemAvailable:":
+			r.memory, found = kib<<10, true
+		case "SwapFree:":
+			r.swap = kib << 10
 		}
 	}
+	if !found {
+		return room{}, fmt.Errorf("%s: no MemAvailable", path)
+	}
+	if r.swap > 0 {
+		r.memory = max(0, r.memory-guest.SwapHeadroom(r.ram))
+	}
+	return r, nil
 }
 
 // vsockHost is the HTTP server behind CID 2.

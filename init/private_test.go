@@ -93,7 +93,7 @@ func TestErrorTextsArePrivate(t *testing.T) {
 				return resolve(ctx, uri, o)
 			}
 		}, "resolve", result.BadImage, true, false},
-		"memory": {func(m *machine, fail func() error) { m.memory = func() (int64, error) { return 0, fail() } }, "resolve", result.Internal, true, false},
+		"memory": {func(m *machine, fail func() error) { m.memory = func() (room, error) { return room{}, fail() } }, "resolve", result.Internal, true, false},
 		"the broker": {func(m *machine, fail func() error) {
 			m.onFetch(func(context.Context, []kbs.Want, fetch) (*kbs.Grant, error) { return nil, fail() })
 		}, "attest", result.Denied, true, false},

@@ -196,6 +196,20 @@ func peakMemory() int64 {
 	return u.Maxrss
 }
 
+// readTraffic is what has been read from a disk and written to it since the machine started, bytes. path is its stat file below
+// /sys/block, whose third and seventh fields count sectors.
+func readTraffic(path string) (read, written int64, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, 0, err
+	}
+	var skip int64
+	if _, err := fmt.Sscan(string(b), &skip, &skip, &read, &skip, &skip, &skip, &written); err != nil {
+		return 0, 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return read * 512, written * 512, nil
+}
+
 // pack writes logs, timeline and, if asked, results to path, sealed to the manifest's recipients. It returns the
 // SHA-256 of the file.
 func (r *run) pack(path string, results bool) ([]byte, error) {

@@ -144,8 +144,8 @@ func (r *run) reach(host, uri string) (m image.Mirror, mirrors []string, err err
 	return m, mirrors, nil
 }
 
-// fits refuses images that this machine's memory cannot hold, before a byte of them is pulled. Compressed sizes are
-// all that is known yet, so this is the least that is needed.
+// fits refuses images that this machine cannot hold, before a byte of them is pulled. What they unpack to is not known before
+// they have: their compressed sizes are the least that is needed, and what the manifest says is the most.
 func (r *run) fits() error {
 	free, err := r.memory()
 	if err != nil {
@@ -155,8 +155,15 @@ func (r *run) fits() error {
 	for _, in := range r.inputs {
 		need += in.image.Size()
 	}
-	if need > free {
-		return fmt.Errorf("the images have %d MiB compressed and this machine has %d MiB free: start it with more memory", need>>20, free>>20)
+	const fix = "start it with more memory (ampoule run --memory), or with a disk for swap (ampoule build --swap, run --swap)"
+	limit := r.doc.Resources.InputBytes
+	switch {
+	case limit > 0 && need > limit:
+		return fmt.Errorf("resources.input_bytes: the images have %d bytes compressed and the manifest allows %d", need, limit)
+	case limit > free.total():
+		return fmt.Errorf("resources.input_bytes: the images may need %d MiB and this machine has %v: %s", limit>>20, free, fix)
+	case need > free.total():
+		return fmt.Errorf("the images need at least %d MiB, which is their compressed size, and this machine has %v: %s", need>>20, free, fix)
 	}
 	return nil
 }
@@ -209,11 +216,14 @@ func (r *run) spec() (workload.Spec, error) {
 		return s, because(result.BadImage, err)
 	}
 	s.MemoryBytes, s.PIDs, s.ScratchBytes = r.doc.Resources.MemoryBytes, r.doc.Resources.PIDs, r.doc.Resources.DiskBytes
-	if s.MemoryBytes == 0 {
-		if free, err := r.memory(); err == nil {
-			s.MemoryBytes = free - memoryReserve
-		}
+	free, err := r.memory()
+	if err != nil {
+		return s, because(result.Internal, err)
 	}
+	if s.MemoryBytes == 0 {
+		s.MemoryBytes = free.total() - memoryReserve
+	}
+	s.SwapBytes = max(0, s.MemoryBytes-free.ram)
 	for _, f := range r.doc.Workload.Files {
 		s.Files = append(s.Files, workload.File{Path: f.Path, Data: bytes.Clone(r.secrets.open(f.Value))})
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/tee"
+	"github.com/ampoule-vm/ampoule/internal/tree"
 	"github.com/ampoule-vm/ampoule/internal/workload"
 	"golang.org/x/sync/errgroup"
 )
@@ -152,6 +153,29 @@ func binding(atStart, measured, register string, o cmdline.Options) (string, err
 	return "", fmt.Errorf("%s and the command line pins no manifest: nothing ties this manifest to this launch", register)
 }
 
+// swap makes room beyond the machine's memory, where the command line names a disk for it. It comes after bind, so that an owner learns
+// what was wrong with the disk.
+func (r *run) swap(ctx context.Context) error {
+	if r.opts.Swap == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, diskWait)
+	defer cancel()
+	free, err := r.memory()
+	if err != nil {
+		return err
+	}
+	size, err := r.machine.swap(ctx, r.opts.Swap, free.memory)
+	if err != nil {
+		return err
+	}
+	r.private.Info("swap", "disk", r.opts.Swap, "mib", size>>20)
+	return nil
+}
+
+// diskWait is how long a disk may take to be found: NVMe and SCSI are looked for while PID 1 runs already.
+const diskWait = 20 * time.Second
+
 func (r *run) resolve(ctx context.Context) error {
 	r.inputs = inputsOf(r.doc)
 	if err := r.admit(ctx); err != nil {
@@ -244,7 +268,11 @@ func (r *run) pull(ctx context.Context) error {
 	if err != nil {
 		return because(result.Internal, err)
 	}
-	limits := image.Limits{Chown: true, Bytes: free}
+	most := free.total()
+	if limit := r.doc.Resources.InputBytes; limit > 0 {
+		most = min(most, limit)
+	}
+	limits := image.Limits{Chown: true, Bytes: most, Pool: tree.NewPool(most)} // each alone can have it all, but not each of them
 	all, ctx := errgroup.WithContext(ctx)
 	for i, in := range r.inputs {
 		in.dir = filepath.Join(r.dir, "input-"+strconv.Itoa(i))
@@ -304,6 +332,10 @@ func (r *run) execute(ctx context.Context) error {
 func (r *run) seal(ctx context.Context) (err error) {
 	p := &parcel{path: filepath.Join(r.dir, "result")}
 	r.private.Info("memory", "peak_kib", peakMemory()) // ampoule bench reads it
+	if r.opts.Swap != "" {
+		in, out, err := readTraffic("/sys/block/" + r.opts.Swap + "/stat")
+		r.private.Info("swapped", "in_mib", in>>20, "out_mib", out>>20, "error", err)
+	}
 	digest, err := r.pack(p.path, true)
 	if errors.Is(err, result.ErrLimit) {
 		return because(result.Workload, err) // it wrote more than the manifest takes

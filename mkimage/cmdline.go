@@ -67,6 +67,11 @@ func (o Options) cmdline() (line string, allow []string, err error) {
 			return "", nil, err
 		}
 	}
+	if o.Swap != "" {
+		if c.Swap, err = cmdline.ParseSwap(o.Swap); err != nil {
+			return "", nil, err
+		}
+	}
 	if o.ManifestSource != "" {
 		if c.Manifest, err = cmdline.ParseSource(o.ManifestSource); err != nil {
 			return "", nil, err

@@ -25,10 +25,10 @@ func TestCmdlineGolden(t *testing.T) {
 			"tsm_sim.vsock_port=1025 ampoule.profile=simulation ampoule.allow=http,tag,unsealed", []string{"http", "tag", "unsealed"}},
 		{"a strict simulation", Options{Profile: cmdline.Simulation, Allow: []string{}},
 			"tsm_sim.vsock_port=1025 ampoule.profile=simulation", []string{}},
-		{"everything said", Options{Profile: cmdline.Simulation, Allow: []string{"tag", "errors"}, Net: "dhcp", ManifestSource: "vsock:2000",
+		{"everything said", Options{Profile: cmdline.Simulation, Allow: []string{"tag", "errors"}, Net: "dhcp", Swap: "vda", ManifestSource: "vsock:2000",
 			ManifestSHA384: bytes.Repeat([]byte{0xab}, 48), Deadline: 10 * time.Minute, Extra: " nosmt=force "},
 			"tsm_sim.vsock_port=1025 ampoule.profile=simulation ampoule.allow=errors,tag ampoule.manifest=vsock:2000 ampoule.manifest-sha384=" +
-				strings.Repeat("ab", 48) + " ampoule.net=dhcp ampoule.deadline=10m0s nosmt=force", []string{"errors", "tag"}},
+				strings.Repeat("ab", 48) + " ampoule.net=dhcp ampoule.swap=vda ampoule.deadline=10m0s nosmt=force", []string{"errors", "tag"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			line, allow, err := c.o.cmdline()
@@ -56,6 +56,7 @@ func TestCmdlineRefuses(t *testing.T) {
 		"permission twice":             {Profile: cmdline.Simulation, Allow: []string{"tag", "tag"}},
 		"two permissions in one":       {Profile: cmdline.Simulation, Allow: []string{"tag http"}},
 		"unknown network":              {Profile: cmdline.Simulation, Net: "wifi"},
+		"unknown disk":                 {Profile: cmdline.Simulation, Swap: "hda"},
 		"unknown manifest source":      {Profile: cmdline.Simulation, ManifestSource: "ftp:x"},
 		"digest of another size":       {Profile: cmdline.Simulation, ManifestSHA384: make([]byte, 32)},
 		"deadline of a nanosecond":     {Profile: cmdline.Simulation, Deadline: 1},

@@ -33,6 +33,7 @@ type Options struct {
 
 	Allow          []string      // what the image permits; nil: DefaultAllow
 	Net            string        // ampoule.net; "": the guest's default, none
+	Swap           string        // ampoule.swap, a disk; "": the guest's default, none
 	ManifestSource string        // ampoule.manifest; "": the guest's default, vsock
 	ManifestSHA384 []byte        // ampoule.manifest-sha384: the one manifest that this image will run; nil: any
 	Deadline       time.Duration // ampoule.deadline; 0: the guest's default

@@ -60,6 +60,18 @@ func newHost(ctx context.Context, cfg *Config) (h *host, err error) {
 	return h, nil
 }
 
+// makeSwap makes the disk that the guest swaps to: a file that takes up what is written to it.
+func (h *host) makeSwap() error {
+	if h.cfg.SwapMiB == 0 {
+		return nil
+	}
+	f, err := os.OpenFile(filepath.Join(h.cfg.Dir, SwapFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("disk for swap: %w", err)
+	}
+	return errors.Join(f.Truncate(int64(h.cfg.SwapMiB)<<20), f.Close())
+}
+
 func (h *host) serve(f func() error) {
 	h.wg.Go(func() {
 		if err := f(); err != nil {

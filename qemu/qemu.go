@@ -30,6 +30,7 @@ const (
 	ReceiptFile = "receipt.json"
 	SealedFile  = "result.tar.age"
 	PlainFile   = "result.tar" // where a simulation returned its result in clear
+	SwapFile    = "swap.img"   // while the VM runs
 )
 
 const (
@@ -52,6 +53,8 @@ type Config struct {
 	PSPDir                  string        // where its chip is kept
 	UserNet                 bool          // see Devices
 	Azure                   *Azure        // see Devices
+	SwapMiB                 int           // size of a disk that is there for this run; 0: none
+	SwapDisk                string        // see Devices
 	Timeout                 time.Duration // of the whole VM; 0 is an hour
 	ResultLimit             int64         // bytes; 0 is 4 GiB
 	// OnEvent is called for every event as it arrives, in order, one at a time. The guest waits meanwhile.
@@ -137,8 +140,10 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		return nil, err
 	}
 	rep := &Report{Accel: cfg.Shape.Accel, ConsolePath: filepath.Join(cfg.Dir, ConsoleFile), Measurement: h.measurement}
-	err = h.boot(ctx, rep)
-	err = errors.Join(err, h.close())
+	if err = h.makeSwap(); err == nil {
+		err = h.boot(ctx, rep)
+	}
+	err = errors.Join(err, h.close(), os.RemoveAll(filepath.Join(cfg.Dir, SwapFile)))
 	h.server.report(rep)
 	return rep, err
 }
@@ -170,7 +175,7 @@ func (cfg *Config) prepare() error {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return fmt.Errorf("artefacts: %w", err)
 	}
-	for _, name := range []string{ConsoleFile, StderrFile, EventsFile, ReceiptFile, SealedFile, PlainFile} {
+	for _, name := range []string{ConsoleFile, StderrFile, EventsFile, ReceiptFile, SealedFile, PlainFile, SwapFile} {
 		if err := os.RemoveAll(filepath.Join(cfg.Dir, name)); err != nil {
 			return fmt.Errorf("artefacts of an earlier run: %w", err)
 		}

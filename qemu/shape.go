@@ -30,6 +30,8 @@ type Devices struct {
 	VhostFD                 int    // descriptor of /dev/vhost-vsock, inherited by QEMU; only where VhostSocket is ""
 	CID                     uint64 // with VhostFD
 	UserNet                 bool   // user-mode network, in which 10.0.2.2 is the host's loopback; without it there is no NIC
+	Swap                    string // raw image of a disk that the guest may swap to; "" is none
+	SwapDisk                string // what that disk is to be called there: vda, sda or nvme0n1
 	Azure                   *Azure // nil: no TPM, and nothing answers as a cloud's metadata service
 }
 
@@ -83,6 +85,18 @@ func (s Shape) Args(d Devices) []string {
 	if d.UserNet {
 		// No option ROM: nothing boots from the network, and it would cost firmware time.
 		args = append(args, "-netdev", "user,id=net0"+d.Azure.network(), "-device", "virtio-net-pci,netdev=net0,romfile=")
+	}
+	if d.Swap != "" {
+		// Nothing on it outlives the VM, so that flushing it would be for nothing.
+		args = append(args, "-drive", "if=none,id=swap,format=raw,cache=unsafe,file="+quoteOption(d.Swap))
+		switch {
+		case strings.HasPrefix(d.SwapDisk, "nvme"):
+			args = append(args, "-device", "nvme,drive=swap,serial=swap")
+		case strings.HasPrefix(d.SwapDisk, "sd"):
+			args = append(args, "-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=swap")
+		default:
+			args = append(args, "-device", "virtio-blk-pci,drive=swap")
+		}
 	}
 	if d.Azure != nil {
 		args = append(args, "-chardev", "socket,id=tpm,path="+quoteOption(d.Azure.TPM), "-tpmdev", "emulator,id=tpm0,chardev=tpm",

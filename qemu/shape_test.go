@@ -24,6 +24,9 @@ func TestArgsAreGolden(t *testing.T) {
 		{"OVMF, network, KVM", Shape{VCPUs: 4, MemoryMiB: 2048, Firmware: "/usr/share/ovmf/OVMF.fd", Accel: KVM}, Devices{Kernel: "vmlinuz", Initrd: "initrd", Cmdline: "a \"b c\"", Console: "console.log", VhostSocket: "/tmp/x/vsock", UserNet: true}},
 		{"vhost of the kernel", Shape{VCPUs: 1, MemoryMiB: 512, Accel: KVM}, Devices{Kernel: "vmlinuz", Initrd: "initrd", Console: "console.log", VhostFD: 4, CID: 77777}},
 		{"commas", Shape{VCPUs: 1, MemoryMiB: 512, Accel: TCG}, Devices{Kernel: "a,b", Initrd: "c,d", Cmdline: "e,f", Console: "out,1/console.log", VhostSocket: "/tmp/a,b/vsock"}},
+		{"swap on virtio", Shape{VCPUs: 1, MemoryMiB: 512, Accel: TCG}, Devices{Kernel: "k", Initrd: "i", Console: "c", Swap: "out,1/swap.img", SwapDisk: "vda"}},
+		{"swap on SCSI", Shape{VCPUs: 1, MemoryMiB: 512, Accel: TCG}, Devices{Kernel: "k", Initrd: "i", Console: "c", Swap: "s", SwapDisk: "sda"}},
+		{"swap on NVMe", Shape{VCPUs: 1, MemoryMiB: 512, Accel: TCG}, Devices{Kernel: "k", Initrd: "i", Console: "c", Swap: "s", SwapDisk: "nvme0n1"}},
 		{"no vsock", Shape{VCPUs: 1, MemoryMiB: 512, Accel: TCG}, Devices{Kernel: "k", Initrd: "i", Console: "c"}},
 	} {
 		b.WriteString("# " + c.name + "\n" + ShellCommand("qemu-system-x86_64", c.s.Args(c.d)) + "\n")

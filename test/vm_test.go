@@ -208,7 +208,7 @@ func (r *trial) ends(step string, reason result.Reason, exit int) {
 
 var (
 	escapes     = regexp.MustCompile(`\x1b(\[[0-9;=?]*[A-Za-z]|c)`)
-	consoleLine = regexp.MustCompile(`^( +\d+/12 [a-z]+ +(ok|failed [a-z-]+) \d+ ms| outcome [a-z-]+( in [a-z]+)?)$`)
+	consoleLine = regexp.MustCompile(`^( +\d+/13 [a-z]+ +(ok|failed [a-z-]+) \d+ ms| outcome [a-z-]+( in [a-z]+)?)$`)
 	notOurs     = regexp.MustCompile(`^(\[ +\d+\.\d+\] reboot: Power down|SeaBIOS .*|Booting from ROM.*|iPXE .*|Press Ctrl-B.*)$`)
 )
 

@@ -31,6 +31,7 @@ func buildVerb(ctx context.Context, args []string, std stdio) error {
 	fs.StringVar(&o.Out, "out", "", "folder to write")
 	allow := fs.String("allow", "", "what a simulation image permits: tag,http,errors,unsealed,unbound,sample, or none (default: tag,http,unsealed)")
 	fs.StringVar(&o.Net, "net", "none", "network: none, dhcp or static:ADDR/BITS,GATEWAY[,DNS]")
+	fs.StringVar(&o.Swap, "swap", "", "disk of the VM that becomes encrypted swap: vda, sda or nvme0n1, …; none unless named (ampoule run --swap)")
 	fs.StringVar(&o.ManifestSource, "manifest-source", "vsock:1024", "where the VM reads its manifest: vsock:PORT or cmdline:BASE64URL")
 	fs.StringVar(&o.Extra, "cmdline", "", "further kernel parameters")
 	fs.DurationVar(&o.Deadline, "deadline", 0, "deadline of a whole run (default 1h)")

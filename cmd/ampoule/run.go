@@ -29,6 +29,8 @@ broker's policy names, are printed.
 With --broker-log the embedded broker's answer is explained when it refuses: what it expected, and what the guest has.
 Simulation images get a simulated secure processor; --out/test-root.pem is its root, for ampoule verify and kbs.
 
+With --swap the VM gets a disk, which is a sparse file in --out while it runs, for images larger than its memory.
+
 Examples:
   ampoule run --image out/simulation --manifest job.json --out out/job --dry-run
   ampoule run --image out/simulation --manifest job.json --out out/job
@@ -47,6 +49,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	fs.IntVar(&shape.VCPUs, "vcpus", 1, "virtual CPUs")
 	fs.IntVar(&shape.MemoryMiB, "memory", 1024, "memory, MiB")
 	fs.StringVar(&shape.Firmware, "firmware", ovmf, "OVMF image; empty for the SeaBIOS that QEMU brings")
+	swap := fs.Int("swap", 0, "size of a disk for the VM's encrypted swap, MiB, for an image that was built with --swap")
 	timeout := fs.Duration("timeout", time.Hour, "hard limit for the VM")
 	kind := fs.String("tee", string(evidence.SNP), "TEE to simulate: snp or tdx")
 	dry := fs.Bool("dry-run", false, "print what a policy has to allow, and start nothing")
@@ -82,6 +85,9 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	if err != nil {
 		return err
 	}
+	if err := checkSwap(*swap, o.Swap, *image); err != nil {
+		return err
+	}
 	doc, err := manifest.Parse(raw, o.Allow.Has)
 	if err == nil {
 		err = checkPolicy(doc)
@@ -91,6 +97,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	}
 	cfg := imageConfig(*image, info, shape)
 	cfg.Dir, cfg.Manifest, cfg.HostData, cfg.PSPDir, cfg.Timeout = *out, raw, manifest.InitdataDigest(manifest.Wrap(raw)), *pspDir, *timeout
+	cfg.SwapMiB, cfg.SwapDisk = *swap, o.Swap
 	cfg.TEE = evidence.Kind(*kind)
 	chip, err := psp.New(*pspDir)
 	if err != nil {
@@ -140,6 +147,20 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 		}
 	}
 	return outcomeError(report)
+}
+
+// checkSwap holds the size of a disk, MiB, against what the image's command line says of one: both or neither.
+func checkSwap(mib int, disk, image string) error {
+	const most = 1 << 24
+	switch {
+	case mib < 0 || mib > most:
+		return usagef("--swap %d: want 0 to %d MiB", mib, most)
+	case mib > 0 && disk == "":
+		return fmt.Errorf("--swap %d: the command line of --image %s names no disk for it; build with --swap vda", mib, image)
+	case mib == 0 && disk != "":
+		return fmt.Errorf("--image %s swaps to %s: say with --swap how many MiB that disk is to have", image, disk)
+	}
+	return nil
 }
 
 // testRoot is the root of what the simulated processor plays.

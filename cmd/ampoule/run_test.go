@@ -63,3 +63,23 @@ func write(t *testing.T, path string, b []byte) {
 		t.Fatal(err)
 	}
 }
+
+// TestCheckSwap: a disk without a use for it, and a use without a disk, are mistakes that would show only in the guest.
+func TestCheckSwap(t *testing.T) {
+	for name, c := range map[string]struct {
+		mib  int
+		disk string
+		want string
+	}{
+		"neither":           {0, "", ""},
+		"both":              {8192, "vda", ""},
+		"a disk for nobody": {8192, "", "names no disk for it; build with --swap vda"},
+		"no disk":           {0, "vda", "say with --swap how many MiB"},
+		"less than nothing": {-1, "vda", "want 0 to"},
+	} {
+		err := checkSwap(c.mib, c.disk, "image")
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}

@@ -148,6 +148,19 @@ func ParseNet(s string) (Net, error) {
 	return n, nil
 }
 
+// ParseSwap reads the name of a whole disk as the kernel gives it to those of virtio, SCSI and NVMe. Which of several gets which is the
+// host's to say, and does not matter: nothing on it is believed.
+func ParseSwap(s string) (string, error) {
+	in := func(i int, from, to byte) bool { return s[i] >= from && s[i] <= to }
+	switch {
+	case len(s) == 3 && (s[:2] == "vd" || s[:2] == "sd") && in(2, 'a', 'z'):
+	case len(s) == 7 && s[:4] == "nvme" && in(4, '0', '9') && s[5] == 'n' && in(6, '1', '9'):
+	default:
+		return "", fmt.Errorf("%.40q is not a disk to swap to; want vda to vdz, sda to sdz, or nvme0n1 to nvme9n9", s)
+	}
+	return s, nil
+}
+
 // Options is what the ampoule.* keys say.
 type Options struct {
 	Profile  string        // ampoule.profile=production|simulation; the one mandatory key
@@ -155,6 +168,7 @@ type Options struct {
 	Manifest Source        // ampoule.manifest=vsock:1024 (default) | cmdline:…
 	SHA384   []byte        // ampoule.manifest-sha384=<96 hex>; nil when absent
 	Net      Net           // ampoule.net=none (default) | dhcp | static:…
+	Swap     string        // ampoule.swap=vda, a disk below /dev that takes encrypted swap; "": none
 	Deadline time.Duration // ampoule.deadline=10m, of the whole run; default one hour
 }
 
@@ -176,6 +190,9 @@ func (o Options) String() string {
 	if o.Net.Mode != "" {
 		f = append(f, "ampoule.net="+o.Net.String())
 	}
+	if o.Swap != "" {
+		f = append(f, "ampoule.swap="+o.Swap)
+	}
 	if o.Deadline != 0 {
 		f = append(f, "ampoule.deadline="+o.Deadline.String())
 	}
@@ -194,6 +211,7 @@ var keys = map[string]func(*Options, string) error{
 	"allow":    func(o *Options, v string) (err error) { o.Allow, err = ParseAllow(v); return },
 	"manifest": func(o *Options, v string) (err error) { o.Manifest, err = ParseSource(v); return },
 	"net":      func(o *Options, v string) (err error) { o.Net, err = ParseNet(v); return },
+	"swap":     func(o *Options, v string) (err error) { o.Swap, err = ParseSwap(v); return },
 	"manifest-sha384": func(o *Options, v string) error {
 		b, err := hex.DecodeString(v)
 		if err != nil || len(b) != 48 || strings.ToLower(v) != v {

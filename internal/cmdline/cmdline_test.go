@@ -13,12 +13,12 @@ var compare = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 var comparePrefix = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 
 func TestParse(t *testing.T) {
-	o, err := Parse(`console=ttyS0 ampoule.profile=simulation ampoule.allow=http,tag "ampoule.net=static:10.0.2.15/24,10.0.2.2,10.0.2.3" ampoule.deadline="90s" initrd=initrd`)
+	o, err := Parse(`console=ttyS0 ampoule.profile=simulation ampoule.allow=http,tag "ampoule.net=static:10.0.2.15/24,10.0.2.2,10.0.2.3" ampoule.deadline="90s" ampoule.swap=vda initrd=initrd`)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := Options{
-		Profile: Simulation, Allow: Allow{"tag": true, "http": true}, Manifest: Source{"vsock", "1024"}, Deadline: 90 * time.Second,
+		Profile: Simulation, Allow: Allow{"tag": true, "http": true}, Manifest: Source{"vsock", "1024"}, Deadline: 90 * time.Second, Swap: "vda",
 		Net: Net{Mode: "static", Addr: netip.MustParsePrefix("10.0.2.15/24"), Gateway: netip.MustParseAddr("10.0.2.2"), DNS: netip.MustParseAddr("10.0.2.3")},
 	}
 	if d := cmp.Diff(want, o, compare, comparePrefix); d != "" {
@@ -54,6 +54,11 @@ func TestParseRefuses(t *testing.T) {
 		"a port with a sign":            {ok + "ampoule.manifest=vsock:+5", "vsock port"},
 		"a short digest":                {ok + "ampoule.manifest-sha384=00ff", "is not a SHA-384"},
 		"a network without gateway":     {ok + "ampoule.net=static:10.0.0.1/8", "has 1 parts"},
+		"a partition to swap to":        {ok + "ampoule.swap=vda1", "is not a disk to swap to"},
+		"a device by its path":          {ok + "ampoule.swap=/dev/vda", "is not a disk to swap to"},
+		"a way out of /dev":             {ok + "ampoule.swap=../", "is not a disk to swap to"},
+		"a namespace of number 0":       {ok + "ampoule.swap=nvme0n0", "is not a disk to swap to"},
+		"no disk at all":                {ok + "ampoule.swap=", "is not a disk to swap to"},
 		"a deadline under a second":     {ok + "ampoule.deadline=1ms", "is not a deadline"},
 		"a line that the kernel cuts":   {ok + strings.Repeat("x", maxLine), "the kernel cuts"},
 	} {
@@ -77,6 +82,7 @@ func TestParseReportsAllProblems(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add("ampoule.profile=simulation ampoule.net=dhcp")
+	f.Add("ampoule.profile=simulation ampoule.swap=nvme0n1")
 	f.Add(`a "b c" ampoule.allow="tag" -- x`)
 	f.Add("ampoule.profile=simulation ampoule.manifest=cmdline:H4sI ampoule.net=static:10.0.2.15/24,10.0.2.2 ampoule.deadline=1.5s")
 	f.Fuzz(func(t *testing.T, line string) {

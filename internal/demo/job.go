@@ -10,6 +10,7 @@ type Job struct {
 	Args               []string
 	Deadline           string // of the workload, "" for none of its own
 	MemoryBytes, PIDs  int64
+	InputBytes         int64
 	Plain              bool // the images are not encrypted
 }
 
@@ -47,6 +48,9 @@ func (w *World) Manifest(j Job) []byte {
 	}
 	if j.MemoryBytes != 0 {
 		limits["memory_bytes"] = j.MemoryBytes
+	}
+	if j.InputBytes != 0 {
+		limits["input_bytes"] = j.InputBytes
 	}
 	if j.PIDs != 0 {
 		limits["pids"] = j.PIDs

@@ -127,6 +127,7 @@ func (g GuestAPI) Granted() bool { return len(g.Resources) > 0 || g.Token || g.E
 // Resources are limits of the workload; 0 leaves them to init.
 type Resources struct {
 	MemoryBytes, PIDs, DiskBytes int64
+	InputBytes                   int64 // of all inputs, unpacked
 	Deadline                     time.Duration
 }
 

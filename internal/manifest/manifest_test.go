@@ -121,7 +121,7 @@ func TestParseReadsOwnSpelling(t *testing.T) {
 			SHA256: unhex(strings.Repeat("4", 64)), SHA3_256: unhex(strings.Repeat("5", 64))}},
 		Workload:   Workload{Kind: "oci", Args: []string{"--epochs", "7"}, Env: map[string]string{"SEED": "1", "seed": "2", "EMPTY": ""}, User: "nobody:nogroup", Cwd: "/cocos"},
 		Network:    "none",
-		Resources:  Resources{MemoryBytes: 1 << 30, PIDs: 64, DiskBytes: 64 << 20, Deadline: 10 * time.Minute},
+		Resources:  Resources{MemoryBytes: 1 << 30, PIDs: 64, DiskBytes: 64 << 20, InputBytes: 32 << 20, Deadline: 10 * time.Minute},
 		Results:    Results{Path: "/cocos/results", LimitBytes: 1 << 20, Recipients: []string{"age1qqqq", "ssh-ed25519 AAAA"}, Sinks: []string{"vsock"}},
 		Brokers:    []Broker{{URL: "https://kbs.example", SPKI: unhex(strings.Repeat("6", 64))}, {URL: "http://10.0.2.2:8080"}},
 		Registries: []Registry{{Host: "registry.example"}},

@@ -167,6 +167,7 @@ func (r *reader) limits(o *object, m *Manifest) {
 	l := &m.Resources
 	o.number("memory_bytes", &l.MemoryBytes, 1<<20, 1<<50)
 	o.number("pids", &l.PIDs, 1, 1<<22)
+	o.number("input_bytes", &l.InputBytes, 1<<20, 1<<50)
 	o.number("disk_bytes", &l.DiskBytes, 1<<20, 1<<50)
 	if s := o.text("deadline"); s != "" {
 		d, err := time.ParseDuration(s)

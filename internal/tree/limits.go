@@ -15,6 +15,7 @@ type Limits struct {
 	Ratio   int    // uncompressed bytes to compressed ones ([Tree.Compressed]) behind the first 64 MiB; default 1000
 	Chown   bool   // keep the archive's owners; needs root. Otherwise all is the caller's
 	XAttrs  XAttrs // which extended attributes are kept; default none
+	Pool    *Pool  // bounds the files of several trees together; nil: only Bytes does
 }
 
 // freeOfRatio is how much may come of nothing, bytes: little archives of zeros do no harm.
@@ -91,5 +92,5 @@ func (t *Tree) contain(n int64) error {
 	if t.budget.content -= n; n < 0 || t.budget.content < 0 {
 		return fmt.Errorf("%w: the files have more than %d bytes", ErrTooBig, t.lim.Bytes)
 	}
-	return nil
+	return t.lim.Pool.take(n)
 }

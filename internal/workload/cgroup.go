@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ampoule-vm/ampoule/internal/guest"
 )
 
 // cgroupRoot is where PID 1 has mounted cgroup2.
@@ -30,7 +32,11 @@ func newCgroup(s Spec) (*cgroup, error) {
 		}
 		return nil, nil
 	}
-	dir, err := os.MkdirTemp(cgroupRoot, "workload-")
+	parent := cgroupRoot
+	if _, err := os.Stat(guest.RunCgroup); err == nil {
+		parent = guest.RunCgroup
+	}
+	dir, err := os.MkdirTemp(parent, "workload-")
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +48,10 @@ func newCgroup(s Spec) (*cgroup, error) {
 	// One process killed for want of memory ends the run: half a computation is none.
 	err = errors.Join(g.set("pids.max", pids), g.set("memory.oom.group", 1))
 	if s.MemoryBytes > 0 {
-		err = errors.Join(err, g.set("memory.max", s.MemoryBytes))
+		err = errors.Join(err, g.set("memory.max", s.MemoryBytes-s.SwapBytes))
+		if e := g.set("memory.swap.max", s.SwapBytes); !errors.Is(e, os.ErrNotExist) { // a kernel without swap has no such file
+			err = errors.Join(err, e)
+		}
 	}
 	if err == nil {
 		g.fd, err = os.Open(dir)

@@ -43,6 +43,7 @@ type Spec struct {
 
 	ScratchBytes int64 // what may be written besides results, /tmp and /dev/shm included; 0: half of the memory
 	MemoryBytes  int64 // of all processes, and of what they write, 8 MiB or more; 0: no limit but the machine's
+	SwapBytes    int64 // as many of MemoryBytes may be on swap, and no more; 0: none of them
 	PIDs         int64 // processes and threads, 16 or more; 0: 4096
 
 	Stdout, Stderr io.Writer // written to as output comes, from one goroutine each; must not block; nil discards

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -29,6 +30,13 @@ func main() {
 			b, err := os.ReadFile(filepath.Join("datasets", value))
 			must(err)
 			must(os.WriteFile(filepath.Join("results", value), b, 0o644))
+		case "digest": // of a dataset, as it is read
+			f, err := os.Open(filepath.Join("datasets", value))
+			must(err)
+			h := sha256.New()
+			_, err = io.Copy(h, f)
+			must(err)
+			must(os.WriteFile("results/"+value+".sha256", fmt.Appendf(nil, "%x", h.Sum(nil)), 0o644))
 		case "random": // that many bytes, and their digest
 			n, err := strconv.Atoi(value)
 			must(err)
