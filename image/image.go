@@ -3,7 +3,8 @@
 // [Resolve] learns what a reference means (manifest, config, which keys it wants),
 // [Image.Unpack] fetches, verifies, decrypts and unpacks it: a directory appears only
 // when the digest, the HMAC and the diff-ID of every layer hold. [Encrypt] is the
-// host's side: it makes the images that Unpack opens.
+// host's side: it makes the images that Unpack opens. What only the host does is built
+// without the tag "guest", and so is no part of PID 1.
 //
 // The layer cipher and the HMAC come from the standard library and not from
 // ocicrypt/blockcipher: the format is one AES-CTR stream and one HMAC, that package

@@ -17,6 +17,7 @@ var never = []string{
 	"testing", "text/template", "html/template", "encoding/gob", "expvar", "net/http/httptest", "net/http/pprof", "net/rpc", "plugin",
 	"google.golang.org/protobuf", "google.golang.org/grpc", "github.com/google/go-sev-guest", "github.com/google/go-tdx-guest",
 	"github.com/containers/ocicrypt", "github.com/u-root/u-root",
+	"github.com/google/go-containerregistry/pkg/v1/layout", "github.com/google/go-containerregistry/pkg/v1/tarball",
 	module + "/mkimage", module + "/qemu", module + "/cmd", module + "/test", module + "/kernel-config",
 	module + "/internal/verify", module + "/internal/measure", module + "/internal/psp", module + "/internal/paravisor", module + "/internal/demo", module + "/internal/kbs/kbsserver",
 }
@@ -38,7 +39,7 @@ type pkg struct {
 // packages lists what args name and, with -deps among them, all below.
 func packages(t *testing.T, args ...string) map[string]pkg {
 	t.Helper()
-	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Standard", "-tags", "nethttpomithttp2"}, args...)...)
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Standard", "-tags", "nethttpomithttp2,guest"}, args...)...)
 	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.Output()
 	if err != nil {
