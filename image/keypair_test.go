@@ -412,7 +412,7 @@ func TestStrangePKCS7(t *testing.T) {
 	}
 }
 
-func make17[T any](v T) []T {
+func make17[T any](v T) []T { // one more than there may be
 	all := make([]T, 17)
 	for i := range all {
 		all[i] = v

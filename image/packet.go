@@ -314,12 +314,9 @@ func (s *sealing) unwrap(keys Keys) (*layerKey, error) {
 			problems = append(problems, fmt.Errorf("%w: %s was not given", ErrKey, p.path))
 			continue
 		}
-		opts, err := p.open(kek)
+		k, err := p.unwrap(kek, s.nonce)
 		if err == nil {
-			var k *layerKey
-			if k, err = newLayerKey(opts, s.nonce); err == nil {
-				return k, nil
-			}
+			return k, nil
 		}
 		problems = append(problems, fmt.Errorf("%w: %s: %w", ErrKey, p.path, err))
 	}
@@ -331,6 +328,14 @@ func (s *sealing) unwrap(keys Keys) (*layerKey, error) {
 		problems = append(problems, err)
 	}
 	return nil, errors.Join(problems...)
+}
+
+func (p packet) unwrap(kek, publicNonce []byte) (*layerKey, error) {
+	opts, err := p.open(kek)
+	if err != nil {
+		return nil, err
+	}
+	return newLayerKey(opts, publicNonce, p.wrapType == wrapGCM)
 }
 
 func (s *sealing) unwrapUnnamed(keys Keys) (*layerKey, error) {
@@ -351,7 +356,7 @@ func (s *sealing) unwrapUnnamed(keys Keys) (*layerKey, error) {
 				continue // the next one may be ours; what is wrong with a stranger's says nothing
 			}
 			var k *layerKey
-			if k, err = newLayerKey(opts, s.nonce); err == nil {
+			if k, err = newLayerKey(opts, s.nonce, true); err == nil {
 				id.zero()
 				return k, nil
 			}
@@ -362,8 +367,8 @@ func (s *sealing) unwrapUnnamed(keys Keys) (*layerKey, error) {
 	return nil, errors.Join(problems...)
 }
 
-// newLayerKey reads the private options of a layer, and wipes them.
-func newLayerKey(opts, publicNonce []byte) (*layerKey, error) {
+// newLayerKey reads the private options of a layer, and wipes them. authentic tells whether they are as somebody wrote them.
+func newLayerKey(opts, publicNonce []byte, authentic bool) (*layerKey, error) {
 	defer clear(opts)
 	var priv privateOptions
 	defer func() { clear(priv.Symkey) }()
@@ -383,7 +388,7 @@ func newLayerKey(opts, publicNonce []byte) (*layerKey, error) {
 	case !isDigest(priv.Digest):
 		return nil, fmt.Errorf("the plaintext digest %.80q is not sha256 and 64 hex digits", priv.Digest)
 	}
-	return &layerKey{[keySize]byte(priv.Symkey), [aes.BlockSize]byte(nonce), priv.Digest, publicNonce == nil && p.wrapType == wrapGCM}, nil
+	return &layerKey{[keySize]byte(priv.Symkey), [aes.BlockSize]byte(nonce), priv.Digest, publicNonce == nil && authentic}, nil
 }
 
 // open gives what is wrapped. Under A256CTR, which has no tag, another key gives other bytes.
