@@ -24,7 +24,7 @@ func TestRecordedRequests(t *testing.T) {
 			continue
 		}
 		wraps++
-		if out, err := p.Wrap(b); err != nil || !strings.Contains(string(out), `"keywrapresults":{"annotation":"`) {
+		if out, err := p.Wrap(t.Context(), b); err != nil || !strings.Contains(string(out), `"keywrapresults":{"annotation":"`) {
 			t.Errorf("%s: %s, %v", f, out, err)
 		}
 	}
@@ -38,7 +38,7 @@ func FuzzRequest(f *testing.F) {
 		p := &Provider{Dir: t.TempDir()}
 		p.Unwrap(b)
 		if strings.Contains(string(b), "key") && len(b) < 4096 {
-			p.Wrap(b)
+			p.Wrap(t.Context(), b)
 		}
 		if left, _ := filepath.Glob(filepath.Join(filepath.Dir(p.Dir), "..", "key*")); len(left) > 0 {
 			t.Errorf("wrote %q", left)
