@@ -19,7 +19,7 @@ var never = []string{
 	"github.com/containers/ocicrypt", "github.com/u-root/u-root",
 	"github.com/google/go-containerregistry/pkg/v1/layout", "github.com/google/go-containerregistry/pkg/v1/tarball",
 	module + "/mkimage", module + "/qemu", module + "/cmd", module + "/test", module + "/kernel-config",
-	module + "/internal/verify", module + "/internal/measure", module + "/internal/psp", module + "/internal/paravisor", module + "/internal/demo", module + "/internal/kbs/kbsserver",
+	module + "/internal/verify", module + "/internal/measure", module + "/internal/psp", module + "/internal/paravisor", module + "/internal/demo", module + "/internal/debian", module + "/internal/kbs/kbsserver",
 }
 
 const module = "github.com/ampoule-vm/ampoule"
@@ -150,6 +150,7 @@ var arrows = map[string]string{
 	"mkimage":                      "kernel-config internal/cmdline internal/evidence internal/manifest internal/measure",
 	"qemu":                         "qemu/vhostvsock internal/cmdline internal/evidence internal/manifest internal/measure internal/psp internal/result",
 	"qemu/vhostvsock":              "",
+	"internal/debian":              "",
 	"internal/demo":                "image internal/evidence internal/kbs/kbsserver internal/manifest internal/psp internal/verify",
 	"test/probe":                   "",
 	"test/quoter":                  "internal/guest",
