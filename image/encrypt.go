@@ -16,6 +16,7 @@ import (
 	"hash"
 	"io"
 	"maps"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -35,23 +36,24 @@ func NewKey() []byte {
 	return k
 }
 
-// Encrypt makes the encrypted form of src (wire/SPEC.md §4): every layer under a key and
-// nonce of its own, these wrapped by kek, which the KBS has at kid (kbs:///repo/type/tag).
-// Docker's types become OCI's; the config stays byte for byte, and so do the diff-IDs.
-//
-// Encrypt reads every layer once, for digest and HMAC. The image it returns holds no
-// data: it encrypts src anew, to the same bytes, whenever a layer is read, so src must
-// stay readable. Neither memory nor disk holds a layer.
+// Encrypt is [EncryptFor] whoever gets kek, 32 bytes, which the KBS has at kid (kbs:///repo/type/tag).
 func Encrypt(ctx context.Context, src v1.Image, kek []byte, kid string, o EncryptOptions) (v1.Image, error) {
-	path, err := KeyPath(kid)
+	to, err := ForKey(kek, kid, o)
 	if err != nil {
 		return nil, err
 	}
-	if path == samplePath {
-		return nil, fmt.Errorf("%w: %s names a key that is public; choose another", ErrSampleKey, kid)
-	}
-	if len(kek) != keySize {
-		return nil, fmt.Errorf("%w: the key has %d bytes, want %d%s", ErrKey, len(kek), keySize, textHint(kek))
+	return EncryptFor(ctx, src, []Recipient{to}, nil)
+}
+
+// EncryptFor makes the encrypted form of src (wire/SPEC.md §4): every layer under a key and nonce of its own, these wrapped
+// for each of the recipients, 1 to 16. Docker's types become OCI's; the config stays byte for byte, and so do the diff-IDs.
+//
+// EncryptFor reads every layer once, for digest and HMAC, and tells progress, unless nil, how many bytes it has read anew.
+// The image it returns holds no data: it encrypts src anew, to the same bytes, whenever a layer is read, so src must
+// stay readable. Neither memory nor disk holds a layer.
+func EncryptFor(ctx context.Context, src v1.Image, to []Recipient, progress func(int64)) (v1.Image, error) {
+	if len(to) == 0 || len(to) > maxRecipients {
+		return nil, fmt.Errorf("%w: %d recipients, want 1 to %d", ErrKey, len(to), maxRecipients)
 	}
 	m, err := src.Manifest()
 	if err != nil {
@@ -86,7 +88,7 @@ func Encrypt(ctx context.Context, src v1.Image, kek []byte, kid string, o Encryp
 	}
 	out.Config.MediaType = types.OCIConfigJSON
 	for n, l := range layers {
-		s, err := sealLayer(ctx, l, m.Layers[n], wrapper{kek, kid, o.PacketV2})
+		s, err := sealLayer(&contextReader{ctx, progress, nil}, l, m.Layers[n], to)
 		if err != nil {
 			return nil, fmt.Errorf("layer %d: %w", n, err)
 		}
@@ -103,72 +105,8 @@ func Encrypt(ctx context.Context, src v1.Image, kek []byte, kid string, o Encryp
 	return sealed, nil
 }
 
-// wrapper makes key packets.
-type wrapper struct {
-	kek []byte
-	kid string
-	v2  bool
-}
-
-func (w wrapper) wrap(plain []byte) ([]byte, error) {
-	block, err := aes.NewCipher(w.kek)
-	if err != nil {
-		return nil, err
-	}
-	gcm, err := cipher.NewGCM(block)
-	if err != nil {
-		return nil, err
-	}
-	iv := make([]byte, gcm.NonceSize())
-	rand.Read(iv)
-	p := wirePacket{KID: w.kid, WrappedData: gcm.Seal(nil, iv, plain, nil), IV: iv, WrapType: wrapGCM}
-	if w.v2 {
-		p.Version, p.Provider = "0.1.0", "kbs"
-		p.Settings, p.Annotations = json.RawMessage("{}"), json.RawMessage("{}")
-	}
-	return json.Marshal(p)
-}
-
-// WrapKey makes the annotation packet of a layer, for a key provider (wire/SPEC.md §4.2, §4.3): data are the private options of
-// the layer, opaque here, kek is 32 bytes, and kid the key's id, kbs:///repo/type/tag.
-func WrapKey(data, kek []byte, kid string, o EncryptOptions) ([]byte, error) {
-	host, path, err := splitKID(kid)
-	if err != nil {
-		return nil, err
-	}
-	if path == samplePath {
-		return nil, fmt.Errorf("%w (%s): anybody could read the layer; name a key of your own", ErrSampleKey, kid)
-	}
-	if len(kek) != keySize {
-		return nil, fmt.Errorf("%w: %s has %d bytes, want %d%s", ErrKey, path, len(kek), keySize, textHint(kek))
-	}
-	return wrapper{kek: kek, kid: "kbs://" + host + "/" + path, v2: o.PacketV2}.wrap(data)
-}
-
-// UnwrapKey opens a packet of at most 64 KiB with the key that key gives for its path, repo/type/tag, and gives the private
-// options of the layer. Nothing is said of them: under A256CTR, which has no tag, another key gives other bytes.
-func UnwrapKey(packet []byte, key func(path string) ([]byte, error)) ([]byte, error) {
-	if len(packet) > maxAnnotation {
-		return nil, fmt.Errorf("%w: key packet of %d bytes, at most %d", ErrTooBig, len(packet), maxAnnotation)
-	}
-	p, err := parsePacket(packet)
-	if err != nil {
-		return nil, err
-	}
-	kek, err := key(p.path)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrKey, p.path, err)
-	}
-	defer clear(kek)
-	data, err := p.open(kek)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrKey, p.path, err)
-	}
-	return data, nil
-}
-
 // sealLayer learns digest and HMAC of a layer's ciphertext and writes its descriptor.
-func sealLayer(ctx context.Context, l v1.Layer, plain v1.Descriptor, w wrapper) (*sealedLayer, error) {
+func sealLayer(in *contextReader, l v1.Layer, plain v1.Descriptor, to []Recipient) (*sealedLayer, error) {
 	t, known := layerTypes[string(plain.MediaType)]
 	if !known {
 		return nil, fmt.Errorf("%w: layer type %q cannot be encrypted (is it already?)", ErrFormat, plain.MediaType)
@@ -183,7 +121,8 @@ func sealLayer(ctx context.Context, l v1.Layer, plain v1.Descriptor, w wrapper) 
 		return nil, err
 	}
 	defer rc.Close()
-	if _, err := io.Copy(io.MultiWriter(sum, mac), &contextReader{ctx, rc}); err != nil {
+	in.r = rc
+	if _, err := io.Copy(io.MultiWriter(sum, mac), in); err != nil {
 		return nil, err
 	}
 
@@ -192,10 +131,6 @@ func sealLayer(ctx context.Context, l v1.Layer, plain v1.Descriptor, w wrapper) 
 		return nil, err
 	}
 	defer clear(priv)
-	pkt, err := w.wrap(priv)
-	if err != nil {
-		return nil, err
-	}
 	pub, err := json.Marshal(publicOptions{layerCipher, mac.Sum(nil), map[string][]byte{}})
 	if err != nil {
 		return nil, err
@@ -209,9 +144,9 @@ func sealLayer(ctx context.Context, l v1.Layer, plain v1.Descriptor, w wrapper) 
 	if s.desc.Annotations == nil {
 		s.desc.Annotations = map[string]string{}
 	}
-	s.desc.Annotations[annotationKeys] = base64.StdEncoding.EncodeToString(pkt)
+	maps.DeleteFunc(s.desc.Annotations, func(name, _ string) bool { return strings.HasPrefix(name, annotationPrefix) })
 	s.desc.Annotations[annotationOpts] = base64.StdEncoding.EncodeToString(pub)
-	return s, nil
+	return s, annotate(s.desc.Annotations, to, priv)
 }
 
 // sealedLayer is a v1.Layer that encrypts while it is read.
@@ -272,14 +207,20 @@ func (c *checkedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// contextReader ends with a context and tells how far it is.
 type contextReader struct {
-	ctx context.Context
-	r   io.Reader
+	ctx      context.Context
+	progress func(int64) // or nil
+	r        io.Reader
 }
 
 func (c *contextReader) Read(p []byte) (int, error) {
 	if err := c.ctx.Err(); err != nil {
 		return 0, err
 	}
-	return c.r.Read(p)
+	n, err := c.r.Read(p)
+	if c.progress != nil {
+		c.progress(int64(n))
+	}
+	return n, err
 }

@@ -377,7 +377,13 @@ func TestKeyHosts(t *testing.T) {
 		img.Layers = append(img.Layers, Layer{enc: enc})
 	}
 	img.Layers = append(img.Layers, Layer{}) // a plain one
-	if diff := cmp.Diff([]string{"a.example", "b.example:1"}, img.KeyHosts()); diff != "" {
-		t.Error(diff)
+	for want, paths := range map[string][]string{
+		"a.example b.example:1": {"a/b/c", "x/y/z"},
+		"b.example:1":           {"x/y/z", "a/b/d"},
+		"":                      {"a/b/d", "d/e/f"},
+	} {
+		if got := strings.Join(img.KeyHosts(paths), " "); got != want {
+			t.Errorf("of %q: %q, want %q", paths, got, want)
+		}
 	}
 }

@@ -183,7 +183,7 @@ func (i *Image) RequireEncrypted() error {
 
 // KeyIDs are the KBS paths ("repo/type/tag") to ask for, sorted and unique: for each
 // encrypted layer the first recipient that a KBS serves. [Image.Unpack] also takes the
-// keys of the other recipients ([Layer.KeyPaths]).
+// keys of the other recipients ([Layer.KeyPaths]). Layers for key pairs name none.
 func (i *Image) KeyIDs() []string {
 	var ids []string
 	for n := range i.Layers {
@@ -195,16 +195,45 @@ func (i *Image) KeyIDs() []string {
 	return slices.Compact(ids)
 }
 
-// KeyHosts are the brokers, host[:port], that the image's key ids name, sorted and unique; none if all leave it open,
-// as they should. They are the image's word: hold them against the manifest's, and never ask there.
-func (i *Image) KeyHosts() []string {
+// ForKeyPair reports whether a private key might open the layer: it has JWE or PKCS #7 recipients, who have no names.
+func (l *Layer) ForKeyPair() bool { return l.enc != nil && len(l.enc.unnamed) > 0 }
+
+// Wants are the KBS paths to ask for so that all layers can be opened, sorted and unique. If granted is empty they are
+// those of [Image.KeyIDs]. Else it is the one key that there may be: a recipient of every encrypted layer, or what its JWE
+// and PKCS #7 recipients must hope to be for. An error wraps [ErrKey] and names the first layer that remains shut.
+func (i *Image) Wants(granted string) ([]string, error) {
+	if granted == "" {
+		for n := range i.Layers {
+			if l := &i.Layers[n]; l.Encrypted && len(l.KeyPaths()) == 0 {
+				return nil, &Error{i.URI, n, fmt.Errorf("%w: it is for JWE or PKCS #7 keys, which have no names: say by kbs_resource_path where the private key is", ErrKey)}
+			}
+		}
+		return i.KeyIDs(), nil
+	}
+	var wants []string
+	for n := range i.Layers {
+		l := &i.Layers[n]
+		if !l.Encrypted {
+			continue
+		}
+		if paths := l.KeyPaths(); !slices.Contains(paths, granted) && !l.ForKeyPair() {
+			return nil, &Error{i.URI, n, fmt.Errorf("%w: the image asks for key %q and the manifest grants it %q", ErrKey, paths[0], granted)}
+		}
+		wants = []string{granted}
+	}
+	return wants, nil
+}
+
+// KeyHosts are the brokers, host[:port], that the image's ids of the keys at paths name, sorted and unique; none if all
+// leave it open, as they should. They are the image's word: hold them against the manifest's, and never ask there.
+func (i *Image) KeyHosts(paths []string) []string {
 	var hosts []string
 	for n := range i.Layers {
 		if i.Layers[n].enc == nil {
 			continue
 		}
 		for _, p := range i.Layers[n].enc.packets {
-			if p.host != "" {
+			if p.host != "" && slices.Contains(paths, p.path) {
 				hosts = append(hosts, p.host)
 			}
 		}

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/base64"
@@ -10,13 +11,19 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 )
 
 // Annotations of an encrypted layer, wire/SPEC.md §4.1.
 const (
-	annotationKeys = "org.opencontainers.image.enc.keys.provider.attestation-agent"
-	annotationOpts = "org.opencontainers.image.enc.pubopts"
+	annotationPrefix   = "org.opencontainers.image.enc."
+	annotationProvider = annotationPrefix + "keys.provider."
+	annotationKeys     = annotationProvider + "attestation-agent"
+	annotationJWE      = annotationPrefix + "keys.jwe"
+	annotationPKCS7    = annotationPrefix + "keys.pkcs7"
+	annotationOpts     = annotationPrefix + "pubopts"
 
 	layerCipher = "AES_256_CTR_HMAC_SHA256"
 	wrapGCM     = "A256GCM"
@@ -33,7 +40,8 @@ const (
 	samplePath = "default/test-key/1"
 )
 
-// Keys are key encryption keys: KBS path ("repo/type/tag") → 32 bytes.
+// Keys are what opens layers: KBS path ("repo/type/tag") → the 32 bytes of a key encryption key, or a private key of any
+// form that [CheckIdentity] takes. Key packets name their key; JWE and PKCS #7 do not, and are tried with every private key.
 type Keys map[string][]byte
 
 func (Keys) String() string               { return "[secret]" }
@@ -61,6 +69,7 @@ type packet struct {
 // sealing is all that an encrypted layer's annotations say.
 type sealing struct {
 	packets []packet
+	unnamed []unnamed
 	mac     [macSize]byte
 	nonce   []byte // from the public options; nil when the private ones hold it
 }
@@ -127,37 +136,42 @@ func plainName(s string) bool {
 	return true
 }
 
-// parseSealing reads an encrypted layer's annotations.
+// unnamed is a layer key wrapped for a key pair. It does not say which: whoever has the private key finds out.
+type unnamed interface {
+	open(*identity) ([]byte, error)
+	recipients() int
+}
+
+// parseSealing reads an encrypted layer's annotations. Recipients that this cannot read are passed over as long as there
+// is one that it can.
 func parseSealing(annotations map[string]string) (*sealing, error) {
 	var s sealing
-	items := annotations[annotationKeys]
-	switch {
-	case items == "":
-		return nil, fmt.Errorf("%w: annotation %s is missing; encrypt for the provider attestation-agent", ErrKey, annotationKeys)
-	case len(items) > maxAnnotation:
-		return nil, fmt.Errorf("%w: annotation %s has %d bytes, at most %d are read", ErrTooBig, annotationKeys, len(items), maxAnnotation)
-	case strings.Count(items, ",") >= maxRecipients:
-		return nil, fmt.Errorf("%w: the layer has over %d recipients", ErrTooBig, maxRecipients)
-	}
 	var problems []error
-	for item := range strings.SplitSeq(items, ",") {
-		b, err := base64.StdEncoding.Strict().DecodeString(item)
-		if err != nil {
-			problems = append(problems, fmt.Errorf("%w: packet is not base64: %w", ErrFormat, err))
-			continue
+	var size, recipients int
+	for _, name := range recipientAnnotations(annotations) {
+		if size += len(annotations[name]); size > maxAnnotation {
+			return nil, fmt.Errorf("%w: the annotations of recipients, %s among them, have over %d bytes", ErrTooBig, name, maxAnnotation)
 		}
-		p, err := parsePacket(b)
-		if errors.Is(err, ErrSampleKey) {
-			return nil, err // whatever the other recipients are, the world can read this layer
+		for item := range strings.SplitSeq(annotations[name], ",") {
+			n, err := s.add(name, item)
+			if errors.Is(err, ErrSampleKey) {
+				return nil, err // whatever the other recipients are, the world can read this layer
+			}
+			if err != nil {
+				problems = append(problems, fmt.Errorf("annotation %s: %w", name, err))
+			}
+			if recipients += max(n, 1); recipients > maxRecipients {
+				return nil, fmt.Errorf("%w: the layer has over %d recipients", ErrTooBig, maxRecipients)
+			}
 		}
-		if err != nil {
-			problems = append(problems, err)
-			continue
-		}
-		s.packets = append(s.packets, p)
 	}
-	if len(s.packets) == 0 {
+	switch {
+	case len(s.packets)+len(s.unnamed) > 0:
+	case len(problems) > 0:
 		return nil, errors.Join(problems...)
+	default:
+		return nil, fmt.Errorf("%w: none of the annotations %sNAME, %s and %s is there; encrypt for the provider attestation-agent, or for a JWE or PKCS #7 key",
+			ErrKey, annotationProvider, annotationJWE, annotationPKCS7)
 	}
 
 	opts := annotations[annotationOpts]
@@ -183,6 +197,55 @@ func parseSealing(annotations map[string]string) (*sealing, error) {
 	}
 	s.mac, s.nonce = [macSize]byte(pub.HMAC), nonce
 	return &s, nil
+}
+
+// recipientAnnotations are the names of those that hold recipients: of key providers, CoCo's usual one first, then of key
+// pairs. How a key provider is called is the choice of whoever configured the tool that encrypted, so that what counts is
+// whether it holds CoCo's packets.
+func recipientAnnotations(annotations map[string]string) []string {
+	var names []string
+	for name, v := range annotations {
+		if v != "" && (strings.HasPrefix(name, annotationProvider) || name == annotationJWE || name == annotationPKCS7) {
+			names = append(names, name)
+		}
+	}
+	rank := func(name string) int {
+		switch name {
+		case annotationKeys:
+			return 0
+		case annotationJWE, annotationPKCS7:
+			return 2
+		}
+		return 1
+	}
+	slices.SortFunc(names, func(a, b string) int { return cmp.Or(rank(a)-rank(b), strings.Compare(a, b)) })
+	return names
+}
+
+// add reads one item of an annotation, and tells how many recipients it holds.
+func (s *sealing) add(annotation, item string) (recipients int, err error) {
+	b, err := base64.StdEncoding.Strict().DecodeString(item)
+	if err != nil {
+		return 0, fmt.Errorf("%w: packet is not base64: %w", ErrFormat, err)
+	}
+	var u unnamed
+	switch annotation {
+	case annotationJWE:
+		u, err = parseJWE(b)
+	case annotationPKCS7:
+		u, err = parsePKCS7(b)
+	default:
+		var p packet
+		if p, err = parsePacket(b); err == nil {
+			s.packets = append(s.packets, p)
+		}
+		return 1, err
+	}
+	if err != nil {
+		return 0, err
+	}
+	s.unnamed = append(s.unnamed, u)
+	return u.recipients(), nil
 }
 
 type publicOptions struct {
@@ -242,7 +305,7 @@ func parsePacket(b []byte) (packet, error) {
 	return packet{path: path, host: host, wrapped: w.WrappedData, iv: w.IV, wrapType: w.WrapType}, nil
 }
 
-// unwrap opens the first packet for which there is a key.
+// unwrap opens the first recipient for which there is a key: the packets in their order, then what names no key.
 func (s *sealing) unwrap(keys Keys) (*layerKey, error) {
 	var problems []error
 	for _, p := range s.packets {
@@ -257,15 +320,56 @@ func (s *sealing) unwrap(keys Keys) (*layerKey, error) {
 		}
 		problems = append(problems, fmt.Errorf("%w: %s: %w", ErrKey, p.path, err))
 	}
+	if len(s.unnamed) > 0 {
+		k, err := s.unwrapUnnamed(keys)
+		if err == nil {
+			return k, nil
+		}
+		problems = append(problems, err)
+	}
 	return nil, errors.Join(problems...)
 }
 
 func (p packet) unwrap(kek, publicNonce []byte) (*layerKey, error) {
 	opts, err := p.open(kek)
-	defer func() { clear(opts) }()
 	if err != nil {
 		return nil, err
 	}
+	return newLayerKey(opts, publicNonce, p.wrapType == wrapGCM)
+}
+
+func (s *sealing) unwrapUnnamed(keys Keys) (*layerKey, error) {
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("%w: no private key was given for the JWE or PKCS #7 recipients", ErrKey)
+	}
+	var problems []error
+	for _, path := range slices.Sorted(maps.Keys(keys)) {
+		err := errNotOurs
+		id, bad := parseIdentity(keys[path])
+		if bad != nil {
+			problems = append(problems, fmt.Errorf("%w: %s: %w", ErrKey, path, bad))
+			continue
+		}
+		for _, u := range s.unnamed {
+			opts, e := u.open(id)
+			if e != nil {
+				continue // the next one may be ours; what is wrong with a stranger's says nothing
+			}
+			var k *layerKey
+			if k, err = newLayerKey(opts, s.nonce, true); err == nil {
+				id.zero()
+				return k, nil
+			}
+		}
+		id.zero()
+		problems = append(problems, fmt.Errorf("%w: %s: %w", ErrKey, path, err))
+	}
+	return nil, errors.Join(problems...)
+}
+
+// newLayerKey reads the private options of a layer, and wipes them. authentic tells whether they are as somebody wrote them.
+func newLayerKey(opts, publicNonce []byte, authentic bool) (*layerKey, error) {
+	defer clear(opts)
 	var priv privateOptions
 	defer func() { clear(priv.Symkey) }()
 	if err := one(opts, &priv); err != nil {
@@ -284,7 +388,7 @@ func (p packet) unwrap(kek, publicNonce []byte) (*layerKey, error) {
 	case !isDigest(priv.Digest):
 		return nil, fmt.Errorf("the plaintext digest %.80q is not sha256 and 64 hex digits", priv.Digest)
 	}
-	return &layerKey{[keySize]byte(priv.Symkey), [aes.BlockSize]byte(nonce), priv.Digest, publicNonce == nil && p.wrapType == wrapGCM}, nil
+	return &layerKey{[keySize]byte(priv.Symkey), [aes.BlockSize]byte(nonce), priv.Digest, publicNonce == nil && authentic}, nil
 }
 
 // open gives what is wrapped. Under A256CTR, which has no tag, another key gives other bytes.

@@ -18,8 +18,21 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// Load opens an image for [Encrypt] or [Push]: docker://host/repository…, a directory in
-// OCI layout that holds one image, or a file from `docker save`. Nothing is copied.
+// transports are skopeo's names for what a path can be.
+var transports = []string{"oci", "oci-archive", "docker-archive"}
+
+func cutTransport(place string) (transport, name string) {
+	for _, t := range transports {
+		if name, ok := strings.CutPrefix(place, t+":"); ok {
+			return t, name
+		}
+	}
+	return "", place
+}
+
+// Load opens an image for [EncryptFor] or [Push]: docker://host/repository…, a directory in OCI layout, the same in a tar,
+// or a file from `docker save`, each with one image, or one for o.Platform. What a path is, it tells itself; oci:,
+// oci-archive: and docker-archive: may stand before it. Nothing is copied.
 func Load(ctx context.Context, src string, o Options) (v1.Image, error) {
 	if strings.Contains(src, "://") {
 		ref, _, err := parseURI(src, o.PlainHTTP)
@@ -32,29 +45,57 @@ func Load(ctx context.Context, src string, o Options) (v1.Image, error) {
 		}
 		return remote.Image(ref, append(remoteOptions(ctx, o), remote.WithPlatform(*p))...)
 	}
+	_, src = cutTransport(src)
 	fi, err := os.Stat(src)
 	if err != nil {
 		return nil, err
 	}
-	if !fi.IsDir() {
-		img, err := tarball.ImageFromPath(src, nil)
+	platform := cmp.Or(o.Platform, defaultPlatform)
+	if fi.IsDir() {
+		img, err := layoutImage(folder(src), platform)
 		if err != nil {
-			return nil, fmt.Errorf("%s as an archive of `docker save` with one image: %w", src, err)
+			return nil, fmt.Errorf("%s as an OCI layout: %w", src, err)
 		}
 		return img, nil
 	}
-	idx, err := layout.ImageIndexFromPath(src)
+	a, isLayout, err := openArchive(src)
 	if err != nil {
-		return nil, fmt.Errorf("%s as an OCI layout: %w", src, err)
+		return nil, err
 	}
-	m, err := idx.IndexManifest()
+	if isLayout {
+		img, err := layoutImage(a, platform)
+		if err != nil {
+			return nil, fmt.Errorf("%s as an OCI archive: %w", src, err)
+		}
+		return img, nil
+	}
+	img, err := tarball.ImageFromPath(src, nil)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", src, err)
+		return nil, fmt.Errorf("%s as an archive of `docker save` with one image: %w", src, err)
 	}
-	if len(m.Manifests) != 1 || !m.Manifests[0].MediaType.IsImage() {
-		return nil, fmt.Errorf("%s: %w: the layout has %d manifests; one image is wanted", src, ErrFormat, len(m.Manifests))
+	return img, nil
+}
+
+// Write puts img where dst says, and returns what a manifest should name. docker://… is [Push]; oci-archive:FILE, or a name
+// in .tar, is [SaveArchive] and oci:DIR, or another name, is [Save], both of which have but a digest to name.
+func Write(ctx context.Context, img v1.Image, dst string, o Options) (string, error) {
+	transport, name := cutTransport(dst)
+	var err error
+	switch {
+	case strings.Contains(dst, "://"):
+		return Push(ctx, img, dst, o)
+	case transport == "docker-archive":
+		return "", fmt.Errorf("%w: %s: an archive of `docker save` has no annotations, so none for recipients; write oci-archive:%s", ErrFormat, dst, name)
+	case transport == "oci-archive" || transport == "" && strings.HasSuffix(name, ".tar"):
+		err = SaveArchive(img, name)
+	default:
+		err = Save(img, name)
 	}
-	return idx.Image(m.Manifests[0].Digest)
+	if err != nil {
+		return "", err
+	}
+	d, err := img.Digest()
+	return d.String(), err
 }
 
 // Save writes img to dir, which must not exist, as an OCI layout.

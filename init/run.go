@@ -78,7 +78,7 @@ func wantsOf(inputs []*input) []kbs.Want {
 	var wants []kbs.Want
 	seen := map[kbs.Want]bool{}
 	for _, in := range inputs {
-		for _, path := range in.image.KeyIDs() {
+		for _, path := range in.keys {
 			w := kbs.Want{Broker: in.want.Broker, Path: path}
 			if !seen[w] {
 				seen[w] = true
@@ -100,7 +100,7 @@ func brokersOf(doc *manifest.Manifest, http bool) []kbs.Broker {
 
 func (r *run) keysFor(in *input) image.Keys {
 	keys := image.Keys{}
-	for _, path := range in.image.KeyIDs() {
+	for _, path := range in.keys {
 		if k := r.grant.Key(in.want.Broker, path); k != nil {
 			keys[path] = append([]byte(nil), k...)
 		}

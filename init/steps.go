@@ -29,7 +29,8 @@ type input struct {
 	name  string // "algorithm", "datasets[0]", … as the manifest's paths have it
 	want  manifest.Resource
 	image *image.Image
-	dir   string // where it is unpacked, once it is verified
+	keys  []string // paths of the keys that open it, at its broker
+	dir   string   // where it is unpacked, once it is verified
 }
 
 func (r *run) mount(context.Context) error {
@@ -212,23 +213,29 @@ func (r *run) resolve(ctx context.Context) error {
 
 // check holds an image against what the manifest says of it, before a key is asked for.
 func (in *input) check() error {
-	keys := in.image.KeyIDs()
 	if !in.want.Encrypted {
-		if len(keys) > 0 {
-			return fmt.Errorf(`%s: %s is encrypted and the manifest does not say "encrypted": true`, in.name, in.want.URI)
+		for _, l := range in.image.Layers {
+			if l.Encrypted {
+				return fmt.Errorf(`%s: %s is encrypted and the manifest does not say "encrypted": true`, in.name, in.want.URI)
+			}
 		}
 		return nil
 	}
 	if err := in.image.RequireEncrypted(); err != nil {
 		return fmt.Errorf("%s: %w", in.name, err)
 	}
-	if err := contradicts(in.image.KeyHosts(), in.want.Broker); err != nil {
+	// The image's annotations are the host's to write where a tag is allowed; the manifest's word is the owner's.
+	var err error
+	if in.keys, err = in.image.Wants(in.want.KeyPath); err != nil {
 		return fmt.Errorf("%s: %w", in.name, err)
 	}
-	for _, k := range keys {
-		// The image's annotations are the host's to write where a tag is allowed; the manifest's word is the owner's.
-		if in.want.KeyPath != "" && k != in.want.KeyPath {
-			return fmt.Errorf("%s: the image asks for key %q and the manifest grants it %q", in.name, k, in.want.KeyPath)
+	if err := contradicts(in.image.KeyHosts(in.keys), in.want.Broker); err != nil {
+		return fmt.Errorf("%s: %w", in.name, err)
+	}
+	for _, l := range in.image.Layers {
+		if l.ForKeyPair() && !in.image.Pinned {
+			// A key packet is made by somebody who has its key; these, by whoever has a public one.
+			return fmt.Errorf("%s: %s is a tag, and layers for a JWE or PKCS #7 key could be anybody's: name the image's digest", in.name, in.want.URI)
 		}
 	}
 	return nil

@@ -24,6 +24,22 @@ import (
 type administrator struct {
 	url, ca, key, token, role string
 	http                      bool
+	posts                     bool // the verb is about something else, and says --kbs
+}
+
+// postFlags are those of a verb that makes keys and may give them to a broker.
+func (a *administrator) postFlags(fs *flag.FlagSet) {
+	a.posts, a.role = true, "admin"
+	fs.StringVar(&a.url, "kbs", "", "broker that the keys are posted to, https://HOST[:PORT]; empty: none")
+	fs.StringVar(&a.ca, "ca", "", "PEM file that the broker's certificate must chain to; empty: this machine's roots")
+	fs.StringVar(&a.key, "admin-key", "", "the broker's administrator's private key")
+	fs.StringVar(&a.token, "admin-token-file", "", "file with an administrator's token, - for standard input, instead of --admin-key")
+}
+
+// post gives the broker a resource, in place of what it has there.
+func (a *administrator) post(ctx context.Context, std stdio, path string, b []byte) error {
+	_, err := a.do(ctx, std, http.MethodPost, "resource/"+path, "application/octet-stream", b)
+	return err
 }
 
 func (a *administrator) flags(fs *flag.FlagSet) {
@@ -91,15 +107,19 @@ func refusedAs(base, status string, answer []byte) error {
 }
 
 func (a *administrator) base() (string, error) {
+	name, hint := "--url", "use https, or say --http"
+	if a.posts {
+		name, hint = "--kbs", "use https"
+	}
 	u, err := url.Parse(a.url)
 	if err != nil {
-		return "", usagef("--url: %v", err)
+		return "", usagef("%s: %v", name, err)
 	}
 	if u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "http" && u.Scheme != "https" {
-		return "", usagef("--url %q: want https://host[:port]", a.url)
+		return "", usagef("%s %q: want https://host[:port]", name, a.url)
 	}
 	if ip := net.ParseIP(u.Hostname()); u.Scheme == "http" && !a.http && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return "", usagef("--url %s: whoever listens could take the token, and what is sent; use https, or say --http", a.url)
+		return "", usagef("%s %s: whoever listens could take the token, and what is sent; %s", name, a.url, hint)
 	}
 	return strings.TrimRight(u.String(), "/"), nil
 }
@@ -108,7 +128,7 @@ func (a *administrator) base() (string, error) {
 func (a *administrator) bearer(std stdio) (string, error) {
 	switch {
 	case a.key != "" && a.token != "":
-		return "", usagef("--key and --token exclude each other")
+		return "", usagef("an administrator's key and a token exclude each other")
 	case a.token != "":
 		b, err := std.readFile(a.token, 64<<10)
 		if err != nil {
@@ -181,8 +201,7 @@ func kbsPut(ctx context.Context, args []string, std stdio) error {
 	if len(b) == 0 {
 		return fmt.Errorf("%s: empty", fs.Arg(1))
 	}
-	_, err = a.do(ctx, std, http.MethodPost, "resource/"+fs.Arg(0), "application/octet-stream", b)
-	return err
+	return a.post(ctx, std, fs.Arg(0), b)
 }
 
 const kbsDeleteHelp = `

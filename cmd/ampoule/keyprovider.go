@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -16,14 +17,22 @@ import (
 )
 
 const keyproviderHelp = `
-usage: ampoule keyprovider --keys DIR [--listen 127.0.0.1:50000]
+usage: ampoule keyprovider --keys DIR [--kbs URL …] [--listen 127.0.0.1:50000]
+       ampoule keyprovider --kbs URL --admin-token-file FILE [--ca FILE] [--listen 127.0.0.1:50000]
+       ampoule keyprovider --keys DIR --stdio
 
 Wraps and opens layer keys for skopeo, buildah and others with ocicrypt, as CoCo's key provider does, until it is
 interrupted. Keys are DIR/REPO/TYPE/TAG, 32 raw bytes; one that is missing is made when it is to wrap. Whoever can
 connect can have the keys of DIR used, so that the address is of this machine: a loopback one, or unix:FILE.
 
+With --kbs each key that wraps is posted to that broker first. Without --keys it is then kept nowhere else: such a
+provider takes the parameter keypath, or makes a key and an id for each layer, and opens nothing, since a broker gives
+keys to machines that attest.
+
 Tools find it by a file that OCICRYPT_KEYPROVIDER_CONFIG names:
   {"key-providers": {"attestation-agent": {"grpc": "127.0.0.1:50000"}}}
+or run it for each layer, with --stdio:
+  {"key-providers": {"attestation-agent": {"cmd": {"path": "ampoule", "args": ["keyprovider", "--keys", "DIR", "--stdio"]}}}}
 
 Examples:
   ampoule keyprovider --keys broker/keys &
@@ -33,20 +42,46 @@ Examples:
 
 func keyproviderVerb(ctx context.Context, args []string, std stdio) error {
 	fs := flags("keyprovider", keyproviderHelp, std)
+	var broker administrator
 	dir := fs.String("keys", "", "folder of keys")
+	broker.postFlags(fs)
 	address := fs.String("listen", "127.0.0.1:50000", "loopback address, or unix:FILE")
+	command := fs.Bool("stdio", false, "answer the one request on standard input, and end")
 	if err := parse(fs, args, 0); err != nil {
 		return err
 	}
-	if err := required(fs, "keys"); err != nil {
+	if *dir == "" && broker.url == "" {
+		return usagef("--keys is missing, or --kbs; ampoule keyprovider -h explains it")
+	}
+	p := &keyprovider.Provider{Dir: *dir}
+	if broker.url != "" {
+		if _, err := broker.base(); err != nil {
+			return err
+		}
+		if broker.token == "-" {
+			return usagef("--admin-token-file -: standard input is read once, and a token for each key; name a file")
+		}
+		p.Post = func(ctx context.Context, path string, key []byte) error { return broker.post(ctx, std, path, key) }
+	}
+	if *command {
+		in, err := std.readFile("-", 1<<20)
+		if err != nil {
+			return err
+		}
+		out, err := p.Answer(ctx, in)
+		if err != nil {
+			return err
+		}
+		defer clear(out)
+		_, err = std.out.Write(out)
 		return err
 	}
 	l, err := listenLocal(*address)
 	if err != nil {
 		return err
 	}
-	std.say("keyprovider: serving %s on %s", *dir, l.Addr())
-	return serveKeys(ctx, l, &keyprovider.Provider{Dir: *dir})
+	std.say("keyprovider: serving %s on %s", cmp.Or(*dir, broker.url), l.Addr())
+	return serveKeys(ctx, l, p)
 }
 
 // listenLocal opens an address that other machines cannot reach.
@@ -78,8 +113,8 @@ type keyService struct {
 	p *keyprovider.Provider
 }
 
-func (s keyService) WrapKey(_ context.Context, in *keyproviderpb.KeyProviderKeyWrapProtocolInput) (*keyproviderpb.KeyProviderKeyWrapProtocolOutput, error) {
-	return answered(s.p.Wrap(in.GetKeyProviderKeyWrapProtocolInput()))
+func (s keyService) WrapKey(ctx context.Context, in *keyproviderpb.KeyProviderKeyWrapProtocolInput) (*keyproviderpb.KeyProviderKeyWrapProtocolOutput, error) {
+	return answered(s.p.Wrap(ctx, in.GetKeyProviderKeyWrapProtocolInput()))
 }
 
 func (s keyService) UnWrapKey(_ context.Context, in *keyproviderpb.KeyProviderKeyWrapProtocolInput) (*keyproviderpb.KeyProviderKeyWrapProtocolOutput, error) {

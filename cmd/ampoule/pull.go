@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -14,17 +13,26 @@ import (
 )
 
 const pullHelp = `
-usage: ampoule pull [--keys DIR] [--encrypted] [--policy FILE [--lookaside URL]] [--http] [--json] REFERENCE DIR
+usage: ampoule pull [--keys DIR] [--identity FILE…] [--kbs URL --sample-evidence] [--policy FILE] [flags] REFERENCE DIR
 
 Fetches, verifies, decrypts and unpacks an image as PID 1 does, by the same code, to see what a guest would see.
 REFERENCE is docker://HOST/REPO@sha256:…; a tag will do here, and the reference by digest is printed. DIR must not exist:
 it appears when the digest, the HMAC and the diff-ID of every layer hold, and not before. Keys are DIR/REPO/TYPE/TAG, 32
-raw bytes each, where ampoule encrypt has put them. With --policy, a containers-policy.json, the image must be signed as
-that says; a public key at kbs:///REPO/TYPE/TAG is taken from --keys as well, and simple signatures from --lookaside. Owners of files are kept only with --owners, which needs root.
+raw bytes each, where ampoule encrypt has put them; --identity is a private key for an image that is encrypted to key
+pairs (JWE, PKCS #7). Owners of files are kept only with --owners, which needs root.
+
+--kbs asks a broker, as a guest does. This machine is none: with --sample-evidence it sends evidence that anybody can make
+up, so that only a broker for tests will answer. --key says which resource opens the image, as a manifest's
+kbs_resource_path does; an image for key pairs does not say itself.
+
+With --policy, a containers-policy.json, the image must be signed as that says; a public key at kbs:///REPO/TYPE/TAG is
+taken from --keys as well, and simple signatures from --lookaside.
 
 Examples:
   ampoule pull docker://registry.example/algo@sha256:4f…9a ./root
   ampoule pull --encrypted --keys broker/keys docker://registry.example/algo:v1 ./root
+  ampoule pull --identity guest.pem docker://registry.example/algo:v1 ./root
+  ampoule pull --kbs http://127.0.0.1:8080 --sample-evidence docker://registry.example/algo:v1 ./root
   ampoule pull --policy policy.json docker://registry.example/algo@sha256:4f…9a ./root`
 
 // pullFacts is what pull prints as JSON.
@@ -40,7 +48,8 @@ type pullFacts struct {
 
 func pullVerb(ctx context.Context, args []string, std stdio) error {
 	fs := flags("pull", pullHelp, std)
-	dir := fs.String("keys", "", "folder of keys")
+	var from keySources
+	from.flags(fs)
 	encrypted := fs.Bool("encrypted", false, `refuse what is not encrypted, as "encrypted": true in a manifest does`)
 	http := fs.Bool("http", false, "registries may be spoken to over plain http")
 	owners := fs.Bool("owners", false, "keep the owners of files")
@@ -48,12 +57,21 @@ func pullVerb(ctx context.Context, args []string, std stdio) error {
 	lookaside := fs.String("lookaside", "", "`URL` below which simple signatures are kept")
 	platform := fs.String("platform", "linux/amd64", "which image of an index")
 	asJSON := fs.Bool("json", false, "print what was pulled as JSON")
+	authfile := fs.String("authfile", "", "credentials of registries, a containers-auth.json; empty: none")
 	if err := parse(fs, args, 2); err != nil {
 		return err
 	}
+	from.http = *http
+	if err := from.check(); err != nil {
+		return err
+	}
+	login, err := logins(std, *authfile)
+	if err != nil {
+		return err
+	}
 	start := time.Now()
-	options := image.Options{PlainHTTP: *http, Platform: *platform}
-	admit, err := policyOf(ctx, std, fs.Arg(0), *policy, *lookaside, *dir, options)
+	options := image.Options{PlainHTTP: *http, Platform: *platform, Login: login(fs.Arg(0))}
+	admit, err := policyOf(ctx, std, fs.Arg(0), *policy, *lookaside, from.dir, options)
 	if err != nil {
 		return err
 	}
@@ -69,7 +87,7 @@ func pullVerb(ctx context.Context, args []string, std stdio) error {
 			return err
 		}
 	}
-	keys, err := keysOf(std, img, *dir)
+	keys, err := from.keys(ctx, std, img)
 	if err != nil {
 		return err
 	}
@@ -130,27 +148,4 @@ func policyOf(ctx context.Context, std stdio, reference, file, lookaside, dir st
 		}
 		return err
 	}, nil
-}
-
-// keysOf reads the keys that an image asks for.
-func keysOf(std stdio, img *image.Image, dir string) (image.Keys, error) {
-	keys := image.Keys{}
-	for _, path := range img.KeyIDs() {
-		if dir == "" {
-			return nil, fmt.Errorf("%s is encrypted, with key %s: give the folder of keys with --keys", img.URI, path)
-		}
-		b, err := std.readFile(filepath.Join(dir, filepath.FromSlash(path)), 1<<10)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			err = fmt.Errorf("%s is encrypted with key %s, which is not in %s", img.URI, path, dir)
-		case err == nil && len(b) != 32:
-			err = fmt.Errorf("key %s: holds %d bytes and a key is 32 raw bytes", path, len(b))
-		}
-		if err != nil {
-			keys.Zero()
-			return nil, err
-		}
-		keys[path] = b
-	}
-	return keys, nil
 }

@@ -2,14 +2,20 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -39,6 +45,8 @@ func TestMain(m *testing.M) {
 //	exits CODE PROGRAM ARG…    runs it, and wants this exit status and, on failure, one error on standard error
 //	object [NAME[=VALUE]]…     standard output is one JSON object, with these members
 //	registry                   starts one that holds algo:v1, and sets REGISTRY and DIGEST
+//	locked CA AUTH             starts one with TLS and a login; writes its certificate and a containers-auth.json; sets LOCKED
+//	keypair NAME               makes NAME.pem, an EC key, and NAME.pub.pem
 //	layout DIR                 writes an image as an OCI layout
 //	mode OCTAL FILE            holds a file's permissions against these
 //	same FILE FILE             as cmp, without printing what may be a key
@@ -58,6 +66,8 @@ func TestScripts(t *testing.T) {
 			"exits":    exits,
 			"object":   object,
 			"registry": startRegistry,
+			"locked":   lockedRegistry,
+			"keypair":  keypair,
 			"layout":   layout,
 			"mode":     mode,
 			"same":     same,
@@ -137,6 +147,37 @@ func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	_, digest, _ := strings.Cut(pinned, "@")
 	ts.Setenv("REGISTRY", host)
 	ts.Setenv("DIGEST", digest)
+}
+
+func lockedRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	words(ts, neg, args, 2, "locked CA AUTH")
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, ok := r.BasicAuth(); !ok || user != "owner" || password != "open sesame" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="registry"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		inner.ServeHTTP(w, r)
+	}))
+	ts.Defer(s.Close)
+	host := strings.TrimPrefix(s.URL, "https://")
+	auth := fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, host, base64.StdEncoding.EncodeToString([]byte("owner:open sesame")))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(auth), 0o600))
+	ts.Setenv("LOCKED", host)
+}
+
+func keypair(ts *testscript.TestScript, neg bool, args []string) {
+	words(ts, neg, args, 1, "keypair NAME")
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	private, err := x509.MarshalPKCS8PrivateKey(k)
+	ts.Check(err)
+	public, err := x509.MarshalPKIXPublicKey(k.Public())
+	ts.Check(err)
+	ts.Check(newPEM(ts.MkAbs(args[0]+".pem"), "PRIVATE KEY", private, 0o600))
+	ts.Check(newPEM(ts.MkAbs(args[0]+".pub.pem"), "PUBLIC KEY", public, 0o644))
 }
 
 func layout(ts *testscript.TestScript, neg bool, args []string) {

@@ -5,6 +5,8 @@
 package keyprovider
 
 import (
+	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/google/uuid"
 
@@ -26,7 +29,15 @@ const maxRequest = 1 << 20
 
 // A Provider answers from the keys in a folder. Missing ones are made where one is asked to wrap, and only there.
 type Provider struct {
+	// Dir is the folder. Without one, keys are those of files that the parameter keypath names, or made for one layer each
+	// under an id of its own; nothing can be opened again here.
 	Dir string
+	// Post, unless nil, gives a key that has wrapped something to a broker, where path says (repo/type/tag). It must not
+	// keep key.
+	Post func(ctx context.Context, path string, key []byte) error
+
+	mu     sync.Mutex
+	posted map[string][sha256.Size]byte // by path: an image has many layers, mostly under one key
 }
 
 type (
@@ -57,7 +68,7 @@ type (
 )
 
 // Wrap answers a request of operation keywrap, JSON of at most 1 MiB.
-func (p *Provider) Wrap(body []byte) ([]byte, error) {
+func (p *Provider) Wrap(ctx context.Context, body []byte) ([]byte, error) {
 	r, err := parse(body, "keywrap")
 	if err != nil {
 		return nil, err
@@ -78,11 +89,48 @@ func (p *Provider) Wrap(body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := p.post(ctx, param.path, kek); err != nil {
+		return nil, fmt.Errorf("key %s: %w", param.path, err)
+	}
 	return json.Marshal(answer{Wrap: &wrapResults{packet}})
+}
+
+func (p *Provider) post(ctx context.Context, path string, key []byte) error {
+	if p.Post == nil {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	sum := sha256.Sum256(key)
+	if was, ok := p.posted[path]; ok && was == sum {
+		return nil
+	}
+	if err := p.Post(ctx, path, key); err != nil {
+		return err
+	}
+	if p.posted == nil {
+		p.posted = map[string][sha256.Size]byte{}
+	}
+	p.posted[path] = sum
+	return nil
+}
+
+// Answer answers a request by the operation that it names, as a provider that is run as a command must.
+func (p *Provider) Answer(ctx context.Context, body []byte) ([]byte, error) {
+	var r struct {
+		Op string `json:"op"`
+	}
+	if len(body) <= maxRequest && json.Unmarshal(body, &r) == nil && r.Op == "keyunwrap" {
+		return p.Unwrap(body)
+	}
+	return p.Wrap(ctx, body)
 }
 
 // Unwrap answers a request of operation keyunwrap, JSON of at most 1 MiB.
 func (p *Provider) Unwrap(body []byte) ([]byte, error) {
+	if p.Dir == "" {
+		return nil, errors.New("keyunwrap: there is no folder of keys here, and a broker gives its keys to machines that attest, of which this is none; say --keys")
+	}
 	r, err := parse(body, "keyunwrap")
 	if err != nil {
 		return nil, err
@@ -111,8 +159,9 @@ func parse(body []byte, op string) (*request, error) {
 
 // A parameter is what a user says behind provider:attestation-agent: (§4.3).
 type parameter struct {
-	path string // repo/type/tag of the key at the broker
-	file string // of the key; "" for the one in the folder
+	path  string // repo/type/tag of the key at the broker
+	named bool   // by the user
+	file  string // of the key; "" for the one in the folder
 }
 
 // parseParameter reads k=v joined by "::". The key's id may be left out, and is then made up.
@@ -148,7 +197,7 @@ func parseParameter(text string) (p parameter, err error) {
 			return p, err
 		}
 	}
-	if p.path == "" {
+	if p.named = p.path != ""; !p.named {
 		p.path = "default/image-kek/" + uuid.NewString()
 	}
 	return p, nil
@@ -156,7 +205,15 @@ func parseParameter(text string) (p parameter, err error) {
 
 // key gives the key to wrap with. That of a file goes into the folder as well, where unwrapping and the broker look for it.
 func (p *Provider) key(param parameter) ([]byte, error) {
-	if param.file == "" {
+	switch {
+	case p.Dir == "" && param.file != "":
+		return readKey(param.file)
+	case p.Dir == "" && param.named:
+		// A key made now would take the place of the one that the broker may have there, and close what that opens.
+		return nil, fmt.Errorf("key %s: there is no folder to have it, and no keypath says where it is; name a file, or say --keys", param.path)
+	case p.Dir == "":
+		return image.NewKey(), nil
+	case param.file == "":
 		key, err := p.read(param.path)
 		if !errors.Is(err, fs.ErrNotExist) {
 			return key, err
