@@ -169,13 +169,35 @@ func (t *Tree) Tar(r io.Reader) error {
 		if t.budget.entries--; t.budget.entries < 0 {
 			return fmt.Errorf("%w: there are more than %d archive entries", ErrTooBig, t.lim.Entries)
 		}
-		if err := t.put(h, tr); err != nil {
+		if err := t.put(h, tr, true); err != nil {
 			return fmt.Errorf("entry %.300q: %w", h.Name, err)
 		}
 	}
 }
 
-func (t *Tree) put(h *tar.Header, r io.Reader) error {
+// File puts one file into the tree, by the rules for an archive's, with all that r has. A name that is there already is refused
+// (fs.ErrExist). mode keeps its permissions, parents are made. A zero mtime is now.
+func (t *Tree) File(name string, mode fs.FileMode, mtime time.Time, r io.Reader) error {
+	if mtime.IsZero() {
+		mtime = time.Now()
+	}
+	if t.budget.entries--; t.budget.entries < 0 {
+		return fmt.Errorf("%w: there are more than %d files", ErrTooBig, t.lim.Entries)
+	}
+	h := &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: int64(mode.Perm()), ModTime: mtime, Size: -1}
+	if err := t.once(h, r); err != nil {
+		return fmt.Errorf("file %.300q: %w", name, err)
+	}
+	return nil
+}
+
+// once puts what is no layer's: it replaces nothing.
+func (t *Tree) once(h *tar.Header, r io.Reader) error {
+	t.made = map[string]struct{}{}
+	return t.put(h, r, false)
+}
+
+func (t *Tree) put(h *tar.Header, r io.Reader, layer bool) error {
 	parts, err := t.split(h.Name)
 	if err != nil {
 		return err
@@ -187,13 +209,15 @@ func (t *Tree) put(h *tar.Header, r io.Reader) error {
 		return t.meta(".", h)
 	}
 	dir, base := strings.Join(parts[:len(parts)-1], "/"), parts[len(parts)-1]
-	for _, p := range parts[:len(parts)-1] {
-		if strings.HasPrefix(p, whiteout) {
-			return fmt.Errorf("%w: a directory has a whiteout's name", ErrUnsafe)
+	if layer {
+		for _, p := range parts[:len(parts)-1] {
+			if strings.HasPrefix(p, whiteout) {
+				return fmt.Errorf("%w: a directory has a whiteout's name", ErrUnsafe)
+			}
 		}
-	}
-	if strings.HasPrefix(base, whiteout) {
-		return t.whiteout(h, dir, base)
+		if strings.HasPrefix(base, whiteout) {
+			return t.whiteout(h, dir, base)
+		}
 	}
 	parent, at, err := t.parent(dir)
 	if err != nil {
@@ -204,6 +228,9 @@ func (t *Tree) put(h *tar.Header, r io.Reader) error {
 	old, err := parent.Lstat(base)
 	exists := err == nil
 	if exists && !(old.IsDir() && h.Typeflag == tar.TypeDir) {
+		if !layer {
+			return fmt.Errorf("%w: %w", ErrUnsafe, fs.ErrExist)
+		}
 		if h.Typeflag == tar.TypeLink {
 			if target, err := t.linkTarget(h.Linkname); err == nil && target == full {
 				return fmt.Errorf("%w: a hard link to itself", ErrUnsafe)
@@ -231,6 +258,9 @@ func (t *Tree) put(h *tar.Header, r io.Reader) error {
 	case tar.TypeSymlink:
 		if h.Linkname == "" || len(h.Linkname) > t.lim.Name || strings.ContainsRune(h.Linkname, 0) {
 			return fmt.Errorf("%w: symbolic link to a name of %d bytes", ErrUnsafe, len(h.Linkname))
+		}
+		if !layer && !staysInside(at, h.Linkname) {
+			return fmt.Errorf("%w: symbolic link to %.300q, outside the archive", ErrUnsafe, h.Linkname)
 		}
 		if err = parent.Symlink(h.Linkname, base); err == nil {
 			err = t.chown(parent, base, h)
@@ -380,9 +410,33 @@ func (t *Tree) linkTarget(name string) (string, error) {
 	return target, nil
 }
 
-func (t *Tree) file(parent *os.Root, base string, h *tar.Header, r io.Reader) error {
-	if t.budget.content -= h.Size; h.Size < 0 || t.budget.content < 0 {
+// contain charges what files hold.
+func (t *Tree) contain(n int64) error {
+	if t.budget.content -= n; t.budget.content < 0 {
 		return fmt.Errorf("%w: the files have more than %d bytes", ErrTooBig, t.lim.Bytes)
+	}
+	return nil
+}
+
+// contentReader charges a file of unknown size as it is read.
+type contentReader struct {
+	r io.Reader
+	t *Tree
+}
+
+func (c *contentReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	if over := c.t.contain(int64(n)); over != nil {
+		return 0, over
+	}
+	return n, err
+}
+
+func (t *Tree) file(parent *os.Root, base string, h *tar.Header, r io.Reader) error {
+	if h.Size < 0 { // not known
+		r = &contentReader{r, t}
+	} else if err := t.contain(h.Size); err != nil {
+		return err
 	}
 	f, err := parent.OpenFile(base, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -390,8 +444,10 @@ func (t *Tree) file(parent *os.Root, base string, h *tar.Header, r io.Reader) er
 	}
 	defer f.Close()
 	// Hiding the file's ReadFrom, which would copy in far smaller pieces.
-	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, r, t.buf); err != nil {
+	if n, err := io.CopyBuffer(struct{ io.Writer }{f}, r, t.buf); err != nil {
 		return err
+	} else if h.Size >= 0 && n != h.Size {
+		return fmt.Errorf("%w: %d bytes of %d", ErrFormat, n, h.Size)
 	}
 	if t.lim.Chown {
 		uid, gid, err := owner(h)

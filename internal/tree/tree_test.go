@@ -18,9 +18,21 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/tree/treetest"
 )
 
-// unpackTars applies layers to a tree inside a directory that also holds a file that no
-// layer may reach, and returns the tree's path.
+// unpackTars applies layers to a tree, see [inside].
 func unpackTars(t testing.TB, lim Limits, layers ...[]byte) (string, error) {
+	t.Helper()
+	return inside(t, lim, func(tr *Tree) error {
+		for _, l := range layers {
+			if err := tr.Tar(tr.Charge(bytes.NewReader(l))); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// inside lets fill a tree inside a directory that also holds a file that no archive may reach, and returns the tree's path.
+func inside(t testing.TB, lim Limits, fill func(*Tree) error) (string, error) {
 	t.Helper()
 	outside := t.TempDir()
 	if err := os.WriteFile(filepath.Join(outside, "victim"), []byte("untouched"), 0o600); err != nil {
@@ -35,12 +47,7 @@ func unpackTars(t testing.TB, lim Limits, layers ...[]byte) (string, error) {
 		t.Fatal(err)
 	}
 	defer tr.Close()
-	for _, l := range layers {
-		if err = tr.Tar(tr.Charge(bytes.NewReader(l))); err != nil {
-			break
-		}
-	}
-	if err == nil {
+	if err = fill(tr); err == nil {
 		err = tr.Seal()
 	}
 	left, rerr := os.ReadDir(outside)
