@@ -67,7 +67,7 @@ func (l logins) find(host, uri string) *image.Login {
 	return &image.Login{User: user, Password: password}
 }
 
-// admit fetches what decides about images before one is asked for: credentials of registries, and the image policy.
+// admit fetches what decides about images and files before one is asked for: credentials of registries and stores, and the image policy.
 func (r *run) admit(ctx context.Context) error {
 	var wants []kbs.Want
 	for _, reg := range r.doc.Registries {
@@ -78,6 +78,9 @@ func (r *run) admit(ctx context.Context) error {
 	if r.doc.ImagePolicy != nil {
 		wants = append(wants, want(*r.doc.ImagePolicy))
 	}
+	for _, s := range r.storesOf() {
+		wants = append(wants, want(*s.Credentials))
+	}
 	if len(wants) == 0 {
 		return nil
 	}
@@ -86,6 +89,9 @@ func (r *run) admit(ctx context.Context) error {
 		return err
 	}
 	defer grant.Zero()
+	if err := r.admitStores(grant); err != nil {
+		return err
+	}
 	r.logins = logins{}
 	for _, reg := range r.doc.Registries {
 		if reg.Credentials == nil {
@@ -106,6 +112,9 @@ func (r *run) admit(ctx context.Context) error {
 	}
 	var errs []error
 	for _, in := range r.inputs {
+		if in.want.IsFile() {
+			continue // a policy is of images
+		}
 		if err := policy.Check(in.want.URI); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", in.name, err))
 		}
@@ -148,6 +157,9 @@ func (r *run) forget() {
 	}
 	r.secrets.zero()
 	for _, c := range r.logins {
+		c.Zero()
+	}
+	for _, c := range r.storeLogins {
 		c.Zero()
 	}
 }

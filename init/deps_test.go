@@ -122,6 +122,7 @@ var arrows = map[string]string{
 	"image":                        "internal/inflate internal/tree",
 	"internal/inflate":             "",
 	"internal/tree":                "",
+	"internal/object":              "internal/tree internal/evidence",
 	"internal/tree/treetest":       "",
 	"kernel-config":                "",
 	"internal/guestapi":            "",
@@ -153,7 +154,7 @@ var arrows = map[string]string{
 	"test/probe":                   "",
 	"test/quoter":                  "internal/guest",
 	"test/bridge":                  "",
-	"init": "image internal/cmdline internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/registryauth internal/secret internal/result internal/sink internal/source " +
+	"init": "image internal/cmdline internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/object internal/registryauth internal/secret internal/result internal/sink internal/source " +
 		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/workload",
 	"cmd/ampoule": "image mkimage qemu internal/cmdline internal/demo internal/evidence internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/psp internal/result internal/verify",
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/kbs"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/object"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/tee"
 	"github.com/ampoule-vm/ampoule/internal/workload"
@@ -28,24 +29,25 @@ type run struct {
 	*machine
 	stop context.CancelCauseFunc // ends the boot: the total deadline
 
-	opts      cmdline.Options      // mount
-	simulated bool                 // mount
-	peer      host                 // mount
-	dev       tee.Device           // platform
-	doc       *manifest.Manifest   // manifest
-	initdata  []byte               // bind
-	launch    evidence.Measurement // bind
-	register  string               // bind; what the guest extended with the manifest's digest, or ""
-	binding   string               // bind; "" until the manifest is known to be the owner's
-	inputs    []*input             // resolve
-	brokers   keyBrokers           // resolve, or attest if that asks first
-	logins    logins               // resolve
-	grant     *kbs.Grant           // attest
-	secrets   secrets              // attest
-	output    *workload.Outcome    // execute
-	started   time.Duration        // execute
-	ended     time.Duration        // execute
-	parcel    *parcel              // seal
+	opts        cmdline.Options                // mount
+	simulated   bool                           // mount
+	peer        host                           // mount
+	dev         tee.Device                     // platform
+	doc         *manifest.Manifest             // manifest
+	initdata    []byte                         // bind
+	launch      evidence.Measurement           // bind
+	register    string                         // bind; what the guest extended with the manifest's digest, or ""
+	binding     string                         // bind; "" until the manifest is known to be the owner's
+	inputs      []*input                       // resolve
+	brokers     keyBrokers                     // resolve, or attest if that asks first
+	logins      logins                         // resolve
+	storeLogins map[string]*object.Credentials // resolve; by manifest.Store.URL
+	grant       *kbs.Grant                     // attest
+	secrets     secrets                        // attest
+	output      *workload.Outcome              // execute
+	started     time.Duration                  // execute
+	ended       time.Duration                  // execute
+	parcel      *parcel                        // seal
 
 	buffers *image.Buffers // of all pulls together
 
@@ -79,7 +81,7 @@ func wantsOf(inputs []*input) []kbs.Want {
 	var wants []kbs.Want
 	seen := map[kbs.Want]bool{}
 	for _, in := range inputs {
-		for _, path := range in.image.KeyIDs() {
+		for _, path := range in.keyPaths() {
 			w := kbs.Want{Broker: in.want.Broker, Path: path}
 			if !seen[w] {
 				seen[w] = true
@@ -125,7 +127,7 @@ func (r *run) imageOptions(uri string) (o image.Options, err error) {
 	return o, nil
 }
 
-// fits refuses images that this machine's memory cannot hold, before a byte of them is pulled. Compressed sizes are
+// fits refuses images and files that this machine's memory cannot hold, before a byte of them is pulled. Compressed sizes are
 // all that is known yet, so this is the least that is needed.
 func (r *run) fits() error {
 	free, err := r.memory()
@@ -134,10 +136,10 @@ func (r *run) fits() error {
 	}
 	var need int64
 	for _, in := range r.inputs {
-		need += in.image.Size()
+		need += in.size()
 	}
 	if need > free {
-		return fmt.Errorf("the images have %d MiB compressed and this machine has %d MiB free: start it with more memory", need>>20, free>>20)
+		return fmt.Errorf("the images and files have %d MiB as they are stored and this machine has %d MiB free: start it with more memory", need>>20, free>>20)
 	}
 	return nil
 }

@@ -17,18 +17,20 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/object"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/tee"
 	"github.com/ampoule-vm/ampoule/internal/workload"
 	"golang.org/x/sync/errgroup"
 )
 
-// An input is one image of the manifest on its way to the workload.
+// An input is one image of the manifest, or one file, on its way to the workload.
 type input struct {
 	name  string // "algorithm", "datasets[0]", … as the manifest's paths have it
 	want  manifest.Resource
 	image *image.Image
-	dir   string // where it is unpacked, once it is verified
+	file  *object.Object // instead of image
+	dir   string         // where it is unpacked, once it is verified
 }
 
 func (r *run) mount(context.Context) error {
@@ -160,6 +162,12 @@ func (r *run) resolve(ctx context.Context) error {
 	var all errgroup.Group
 	for _, in := range r.inputs {
 		all.Go(guarded(func() error {
+			if in.want.IsFile() {
+				if err := r.resolveFile(ctx, in); err != nil {
+					return fmt.Errorf("%s: %w", in.name, err)
+				}
+				return nil
+			}
 			o, err := r.imageOptions(in.want.URI)
 			if err != nil {
 				return err
@@ -239,6 +247,12 @@ func (r *run) pull(ctx context.Context) error {
 	for i, in := range r.inputs {
 		in.dir = filepath.Join(r.dir, "input-"+strconv.Itoa(i))
 		all.Go(guarded(func() error {
+			if in.file != nil {
+				if err := r.pullFile(ctx, in, limits); err != nil {
+					return fmt.Errorf("%s: %w", in.name, err)
+				}
+				return nil
+			}
 			keys := r.keysFor(in)
 			defer keys.Zero()
 			if err := r.unpack(ctx, in.image, in.dir, keys, limits, r.pulled); err != nil {
