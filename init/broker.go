@@ -159,9 +159,7 @@ func (r *run) forget() {
 	for _, c := range r.logins {
 		c.Zero()
 	}
-	for _, c := range r.storeLogins {
-		c.Zero()
-	}
+	r.zeroStoreLogins()
 }
 
 // sealedValues are the sealed secrets of the manifest, each once.

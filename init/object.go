@@ -124,6 +124,12 @@ func (r *run) admitStores(grant *kbs.Grant) error {
 	return nil
 }
 
+func (r *run) zeroStoreLogins() {
+	for _, c := range r.storeLogins {
+		c.Zero()
+	}
+}
+
 // described is an input as the receipt has it.
 func (in *input) described() result.Image {
 	d := result.Image{Name: in.name, URI: in.want.URI, Pinned: in.want.Pinned()}

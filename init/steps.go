@@ -238,6 +238,7 @@ func (r *run) pull(ctx context.Context) error {
 	if r.grant != nil {
 		defer r.grant.Zero()
 	}
+	defer r.zeroStoreLogins()
 	free, err := r.memory()
 	if err != nil {
 		return because(result.Internal, err)
