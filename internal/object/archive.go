@@ -66,7 +66,11 @@ func tarball(ctx context.Context, t *tree.Tree, spool *os.File, magic []byte) er
 		r = z
 	}
 	b := bufio.NewReaderSize(t.Charge(r), 64<<10)
-	if head, _ := b.Peek(tarMagic + 5); !bytes.HasSuffix(head, []byte("ustar")) || len(head) < tarMagic+5 {
+	head, err := b.Peek(tarMagic + 5)
+	switch {
+	case err != nil && err != io.EOF:
+		return fmt.Errorf("%w: %w", ErrFormat, err)
+	case err != nil || string(head[tarMagic:]) != "ustar":
 		return fmt.Errorf("%w: it is no zip, tar, tar.gz or tar.zst; leave out decompress to have it as a file", ErrFormat)
 	}
 	if err := t.Tar(b); err != nil {

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,26 +49,8 @@ func checkSealed(size int64, first byte) error {
 }
 
 // decrypt turns the ciphertext that f holds into the plaintext, where it lies, and returns its size. Which of the two forms it is, the key
-// tells: only one of them authenticates under it. On error f holds nothing of use.
-func decrypt(ctx context.Context, f *os.File, size int64, key []byte) (int64, error) {
-	n, err := decryptChunked(ctx, f, size, key)
-	if !errors.Is(err, errOtherForm) {
-		return n, err
-	}
-	return decryptWhole(f, size, key)
-}
-
-// errOtherForm: the first segment is none under this key, and nothing has been written.
-var errOtherForm = errors.New("not in chunks")
-
-// decryptWhole opens nonce ‖ ciphertext ‖ tag as Cocos has it: no additional data, one tag for all. The file is mapped, and opened into
-// the pages that it is in. On amd64 and arm64 crypto/cipher decrypts while it authenticates and clears what it wrote if the tag is wrong,
-// so in between there is plaintext in pages that only this function knows.
-func decryptWhole(f *os.File, size int64, key []byte) (_ int64, err error) {
-	gcm, err := newGCM(key)
-	if err != nil {
-		return 0, err
-	}
+// tells: only one of them authenticates under it. The file is mapped, so that nothing is held twice. On error f holds nothing of use.
+func decrypt(ctx context.Context, f *os.File, size int64, key []byte) (n int64, err error) {
 	if int64(int(size)) != size {
 		return 0, fmt.Errorf("%w: %d bytes do not fit this machine's addresses", ErrTooBig, size)
 	}
@@ -77,56 +58,66 @@ func decryptWhole(f *os.File, size int64, key []byte) (_ int64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("map the spool: %w", err)
 	}
-	defer func() { err = errors.Join(err, unix.Munmap(m)) }()
+	n, err = decryptChunked(ctx, m, key)
+	if err == errOtherForm {
+		n, err = decryptWhole(m, key)
+	}
+	if err := errors.Join(err, unix.Munmap(m)); err != nil {
+		return 0, err
+	}
+	return n, f.Truncate(n)
+}
+
+// errOtherForm: the first segment is none under this key, and nothing has been written.
+var errOtherForm = errors.New("not in chunks")
+
+// decryptWhole opens nonce ‖ ciphertext ‖ tag as Cocos has it: no additional data, one tag for all. On amd64 and arm64 crypto/cipher
+// decrypts while it authenticates and clears what it wrote if the tag is wrong, so in between there is plaintext in pages that only this
+// function knows.
+func decryptWhole(m, key []byte) (int64, error) {
+	gcm, err := newGCM(key)
+	if err != nil {
+		return 0, err
+	}
 	plain, err := gcm.Open(m[nonceSize:nonceSize], m[:nonceSize], m[nonceSize:], nil)
-	runtime.KeepAlive(f)
 	if err != nil {
 		return 0, fmt.Errorf("%w: another key, or not the bytes that were encrypted", ErrSealed)
 	}
-	copy(m, plain)
-	return int64(len(plain)), f.Truncate(int64(len(plain)))
+	return int64(copy(m, plain)), nil
 }
 
 // decryptChunked opens the form that Tink calls AES256_GCM_HKDF_1MB: a key of its own for every file, and for every segment a nonce that
 // says which one it is and whether it is the last. Plaintext is shorter than ciphertext, so it overtakes nothing that is still to be read.
-func decryptChunked(ctx context.Context, f *os.File, size int64, key []byte) (int64, error) {
-	if size < headerSize+tagSize {
+func decryptChunked(ctx context.Context, m, key []byte) (int64, error) {
+	if len(m) < headerSize+tagSize || m[0] != headerSize {
 		return 0, errOtherForm
 	}
-	buf := make([]byte, segmentSize)
-	if _, err := f.ReadAt(buf[:headerSize], 0); err != nil {
-		return 0, err
-	}
-	if buf[0] != headerSize {
-		return 0, errOtherForm
-	}
-	s, err := newStream(key, buf[:headerSize])
+	s, err := newStream(key, m[:headerSize])
 	if err != nil {
 		return 0, err
 	}
-	var in, out int64 = headerSize, 0
-	for i := int64(0); in < size; i++ {
-		if err := ctx.Err(); err != nil {
+	buf := make([]byte, 0, segmentSize)
+	in, out := headerSize, 0
+	for i := 0; in < len(m); i++ {
+		if ctx.Err() != nil {
 			return 0, context.Cause(ctx)
 		}
-		end := min((i+1)*segmentSize, size)
-		b := buf[:end-in]
-		if _, err := f.ReadAt(b, in); err != nil {
+		end := min((i+1)*segmentSize, len(m))
+		if err := s.at(int64(i), end == len(m)); err != nil {
 			return 0, err
 		}
-		plain, err := s.open(b, i, end == size)
+		plain, err := s.gcm.Open(buf, s.nonce[:], m[in:end], nil)
 		switch {
 		case err != nil && i == 0:
 			return 0, errOtherForm
 		case err != nil:
-			return 0, fmt.Errorf("%w: chunk %d of %d is not what was encrypted, or not all chunks are there", ErrSealed, i+1, (size+segmentSize-1)/segmentSize)
+			return 0, fmt.Errorf("%w: chunk %d of %d is not what was encrypted, or not all chunks are there", ErrSealed, i+1, (len(m)+segmentSize-1)/segmentSize)
 		}
-		if _, err := f.WriteAt(plain, out); err != nil {
-			return 0, err
-		}
-		in, out = end, out+int64(len(plain))
+		out += copy(m[out:], plain)
+		in = end
 	}
-	return out, f.Truncate(out)
+	clear(buf[:cap(buf)])
+	return int64(out), nil
 }
 
 // stream is one file's key and nonces.
@@ -160,14 +151,6 @@ func (s *stream) at(i int64, last bool) error {
 		s.nonce[nonceSize-1] = 1
 	}
 	return nil
-}
-
-// open decrypts a segment where it lies.
-func (s *stream) open(b []byte, i int64, last bool) ([]byte, error) {
-	if err := s.at(i, last); err != nil {
-		return nil, err
-	}
-	return s.gcm.Open(b[:0], s.nonce[:], b, nil)
 }
 
 func newGCM(key []byte) (cipher.AEAD, error) {
