@@ -156,7 +156,7 @@ var arrows = map[string]string{
 	"test/bridge":                  "",
 	"init": "image internal/cmdline internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/object internal/registryauth internal/secret internal/result internal/sink internal/source " +
 		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/workload",
-	"cmd/ampoule": "image mkimage qemu internal/cmdline internal/demo internal/evidence internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/psp internal/result internal/verify",
+	"cmd/ampoule": "image mkimage qemu internal/cmdline internal/demo internal/evidence internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/object internal/psp internal/result internal/verify",
 }
 
 func TestArrows(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 
 const encryptHelp = `
 usage: ampoule encrypt --keys DIR --key REPO/TYPE/TAG [--http] [--json] SRC DST
+       ampoule encrypt --keys DIR --key REPO/TYPE/TAG --file [--format cocos-gcm] [--json] IN OUT
 
 Encrypts every layer of an OCI image under a key at the broker, as skopeo with CoCo's key provider does.
 SRC is an OCI layout folder, a file from docker save, or docker://HOST/REPO…; DST is a new OCI layout folder or
@@ -22,9 +23,14 @@ docker://HOST/REPO[:TAG]. The key is DIR/REPO/TYPE/TAG, 32 raw bytes, made if it
 ampoule kbs serves has it under keys/. Prints the reference by digest that a manifest should name; for a layout,
 the digest.
 
+With --file, IN is one file, a dataset to be kept in an object store or on a web server, and OUT is a new one: in chunks,
+of any size, as Tink's AES256_GCM_HKDF_1MB; or with --format cocos-gcm as Cocos reads it, up to 64 GiB. Prints the SHA-256
+of IN, which a manifest may name besides.
+
 Examples:
   ampoule encrypt --keys broker/keys --key default/key/algo-key ./layout docker://registry.example/algo
-  ampoule encrypt --keys broker/keys --key default/key/data-key dataset.tar ./encrypted`
+  ampoule encrypt --keys broker/keys --key default/key/data-key dataset.tar ./encrypted
+  ampoule encrypt --file --keys broker/keys --key default/key/data-key iris.csv iris.csv.enc`
 
 func encryptVerb(ctx context.Context, args []string, std stdio) error {
 	fs := flags("encrypt", encryptHelp, std)
@@ -32,6 +38,8 @@ func encryptVerb(ctx context.Context, args []string, std stdio) error {
 	path := fs.String("key", "", "key's path at the broker: REPO/TYPE/TAG")
 	http := fs.Bool("http", false, "registries may be spoken to over plain http")
 	asJSON := fs.Bool("json", false, "print the reference and the key's path as JSON")
+	file := fs.Bool("file", false, "encrypt one file and not an image")
+	format := fs.String("format", formatChunked, "with --file: chunked or cocos-gcm")
 	if err := parse(fs, args, 2); err != nil {
 		return err
 	}
@@ -40,6 +48,10 @@ func encryptVerb(ctx context.Context, args []string, std stdio) error {
 	}
 	if p, err := image.KeyPath("kbs:///" + *path); err != nil || p != *path {
 		return usagef("--key %q: want REPO/TYPE/TAG, such as default/key/algo-key", *path)
+	}
+	if *file {
+		facts, err := encryptFile(fs.Arg(0), fs.Arg(1), *format, *path, filepath.Join(*dir, filepath.FromSlash(*path)))
+		return std.fileFacts(facts, *asJSON, err)
 	}
 	o := image.Options{PlainHTTP: *http}
 	src, err := image.Load(ctx, fs.Arg(0), o)

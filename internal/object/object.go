@@ -153,6 +153,9 @@ func (o *Object) CheckSealed() error {
 	return nil
 }
 
+// Limits bound what one object may be and may unpack to.
+type Limits = tree.Limits
+
 // Want is what an object must be, and what becomes of it.
 type Want struct {
 	Key              []byte // 32 bytes; nil: the object is not encrypted
@@ -164,7 +167,7 @@ type Want struct {
 // Unpack fetches the object and lays it out in dir, which must not exist and whose parent must. Everything is written beside dir and
 // renamed to it only when the tag and the digests hold; on error nothing stays. Twice its size is never held: ciphertext becomes plaintext
 // where it lies. progress, if not nil, gets the bytes just fetched. Errors are [*Error].
-func (o *Object) Unpack(ctx context.Context, dir string, w Want, lim tree.Limits, progress func(int64)) error {
+func (o *Object) Unpack(ctx context.Context, dir string, w Want, lim Limits, progress func(int64)) error {
 	if progress == nil {
 		progress = func(int64) {}
 	}
@@ -174,7 +177,7 @@ func (o *Object) Unpack(ctx context.Context, dir string, w Want, lim tree.Limits
 	return nil
 }
 
-func (o *Object) unpack(ctx context.Context, dir string, w Want, lim tree.Limits, progress func(int64)) (err error) {
+func (o *Object) unpack(ctx context.Context, dir string, w Want, lim Limits, progress func(int64)) (err error) {
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("unpack to %s: it exists already or cannot be looked at", dir)
 	}
