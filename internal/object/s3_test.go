@@ -1,6 +1,7 @@
 package object
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -71,5 +72,49 @@ func TestWhereObjectsAre(t *testing.T) {
 				t.Errorf("%q, want %q", got, c.want)
 			}
 		})
+	}
+}
+
+// TestWhoAsks: what each store is told, and what it may say.
+func TestWhoAsks(t *testing.T) {
+	key, token := &Credentials{id: []byte("ID"), secret: []byte("s3cret"), session: []byte("t0ken")}, &Credentials{token: []byte("t0ken")}
+	for name, c := range map[string]struct {
+		uri   string
+		login *Credentials
+		want  string // begin of the Authorization header
+	}{
+		"S3, nobody":        {"s3://bucket/x", nil, ""},
+		"S3, a key":         {"s3://bucket/x", key, "AWS4-HMAC-SHA256 Credential=ID/20260102/us-east-1/s3/aws4_request, SignedHeaders=host;range;x-amz-content-sha256;x-amz-date;x-amz-security-token, Signature="},
+		"Google, nobody":    {"gs://bucket/x", nil, ""},
+		"Google, a token":   {"gs://bucket/x", token, "Bearer t0ken"},
+		"Google, a key":     {"gs://bucket/x", key, "AWS4-HMAC-SHA256 Credential=ID/20260102/auto/s3/aws4_request, "},
+		"a server, a token": {"https://HOST/x", token, "Bearer t0ken"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			uri, o, asked, _ := answers{serve([]byte("x"))}.options(t)
+			o.now = func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
+			endpoint := strings.TrimSuffix(uri, "/x?s3cret")
+			src := Source{URI: strings.Replace(c.uri, "https://HOST", endpoint, 1), Store: Store{Endpoint: endpoint, PathStyle: true}, Login: c.login}
+			if _, err := Resolve(t.Context(), src, o); err != nil {
+				t.Fatal(err)
+			}
+			if got := (*asked)[0].Get("Authorization"); !strings.HasPrefix(got, c.want) || c.want == "" && got != "" {
+				t.Errorf("%q, want %q", got, c.want)
+			}
+			src.URI, src.Store.Endpoint = strings.Replace(src.URI, "https://", "http://", 1), strings.Replace(endpoint, "https://", "http://", 1)
+			o.PlainHTTP = true
+			if _, err := Resolve(t.Context(), src, o); c.login != nil && !errors.Is(err, ErrPlainHTTP) {
+				t.Errorf("credentials over plain http: %v", err)
+			}
+		})
+	}
+}
+
+// TestAnotherRegion: S3 sends to where the bucket is, and a signature is of one place: the owner is told which.
+func TestAnotherRegion(t *testing.T) {
+	uri, o, asked, _ := answers{status(301, "X-Amz-Bucket-Region", "eu-west-3", "Location", "https://127.0.0.1:1/")}.options(t)
+	_, err := Resolve(t.Context(), Source{URI: "s3://bucket/x", Store: Store{Endpoint: strings.TrimSuffix(uri, "/x?s3cret"), PathStyle: true}}, o)
+	if err == nil || !strings.Contains(err.Error(), "301 Moved Permanently, AccessDenied; the bucket is in region eu-west-3") || len(*asked) != 1 {
+		t.Errorf("%v after %d requests", err, len(*asked))
 	}
 }
