@@ -26,12 +26,14 @@ func (*Credentials) GoString() string             { return hidden }
 func (*Credentials) LogValue() slog.Value         { return slog.StringValue(hidden) }
 func (*Credentials) MarshalJSON() ([]byte, error) { return []byte(`"` + hidden + `"`), nil }
 
+func (l *Credentials) all() [4]*[]byte { return [...]*[]byte{&l.id, &l.secret, &l.session, &l.token} }
+
 func (l *Credentials) bearer() bool { return len(l.token) > 0 }
 
 // Zero overwrites and forgets everything. What requests were signed with it does not reach.
 func (l *Credentials) Zero() {
-	for _, b := range [][]byte{l.id, l.secret, l.session, l.token} {
-		clear(b)
+	for _, b := range l.all() {
+		clear(*b)
 	}
 	*l = Credentials{}
 }
@@ -63,8 +65,8 @@ func ParseCredentials(b []byte) (_ *Credentials, err error) {
 	case !l.bearer() && (len(l.id) == 0 || len(l.secret) == 0):
 		return nil, errors.New("want AccessKeyId and SecretAccessKey, the default profile of an AWS credentials file, or access_token")
 	}
-	for _, v := range [][]byte{l.id, l.secret, l.session, l.token} {
-		if bytes.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r > '~' }) {
+	for _, v := range l.all() {
+		if bytes.ContainsFunc(*v, func(r rune) bool { return r <= ' ' || r > '~' }) {
 			return nil, errors.New("a value with white space, or not in ASCII")
 		}
 	}
@@ -84,9 +86,9 @@ func (l *Credentials) object(raw []byte) error {
 	if inner := m["Credentials"]; len(inner) > 0 && inner[0] == '{' {
 		return l.object(inner)
 	}
-	for name, to := range map[string]*[]byte{"AccessKeyId": &l.id, "SecretAccessKey": &l.secret, "SessionToken": &l.session, "access_token": &l.token} {
+	for i, name := range []string{"AccessKeyId", "SecretAccessKey", "SessionToken", "access_token"} {
 		if v := m[name]; len(v) > 0 && string(v) != "null" {
-			if *to, err = text(v); err != nil {
+			if *l.all()[i], err = text(v); err != nil {
 				return fmt.Errorf("%s %w", name, err)
 			}
 		}
@@ -116,7 +118,9 @@ func text(v json.RawMessage) ([]byte, error) {
 // file reads an AWS credentials file: lines of name = value below [default].
 func (l *Credentials) file(b []byte) error {
 	profile := "default" // a file of one profile may leave out its name
-	for line := range bytes.SplitSeq(b, []byte("\n")) {
+	for len(b) > 0 {
+		var line []byte
+		line, b, _ = bytes.Cut(b, []byte("\n"))
 		line = bytes.TrimSpace(line)
 		if len(line) == 0 || line[0] == '#' || line[0] == ';' {
 			continue
@@ -129,8 +133,18 @@ func (l *Credentials) file(b []byte) error {
 		if !ok {
 			return errors.New("is neither JSON nor lines of name = value")
 		}
-		to := map[string]*[]byte{"aws_access_key_id": &l.id, "aws_secret_access_key": &l.secret, "aws_session_token": &l.session}[string(bytes.TrimSpace(name))]
-		if profile != "default" || to == nil {
+		if profile != "default" {
+			continue
+		}
+		var to *[]byte
+		switch string(bytes.TrimSpace(name)) {
+		case "aws_access_key_id":
+			to = &l.id
+		case "aws_secret_access_key":
+			to = &l.secret
+		case "aws_session_token":
+			to = &l.session
+		default:
 			continue
 		}
 		if *to != nil {

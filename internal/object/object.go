@@ -9,13 +9,14 @@
 package object
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/sha3"
-	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"net/http"
@@ -236,34 +237,31 @@ func (o *Object) unpack(ctx context.Context, dir string, w Want, lim Limits, pro
 }
 
 // verify holds the plaintext against its digests. sum is its SHA-256, if that is known.
-func (o *Object) verify(spool *os.File, sum []byte, w Want) error {
-	var hashes []io.Writer
-	two, three := sha256.New(), sha3.New256()
+func (o *Object) verify(spool *os.File, sum []byte, w Want) (err error) {
 	if sum == nil {
-		hashes = append(hashes, two)
-	}
-	if w.SHA3_256 != nil {
-		hashes = append(hashes, three)
-	}
-	if len(hashes) > 0 {
-		if _, err := spool.Seek(0, io.SeekStart); err != nil {
+		if sum, err = hashOf(spool, sha256.New()); err != nil {
 			return err
 		}
-		if _, err := io.CopyBuffer(io.MultiWriter(hashes...), struct{ io.Reader }{spool}, make([]byte, chunkSize)); err != nil {
-			return err
-		}
-	}
-	if sum == nil {
-		sum = two.Sum(nil)
 	}
 	o.Content = digest(sum)
-	if w.SHA256 != nil && subtle.ConstantTimeCompare(sum, w.SHA256) == 0 {
+	if w.SHA256 != nil && !bytes.Equal(sum, w.SHA256) {
 		return fmt.Errorf("%w: the file has SHA-256 %x and the manifest says %x", ErrDigest, sum, w.SHA256)
 	}
-	if got := three.Sum(nil); w.SHA3_256 != nil && subtle.ConstantTimeCompare(got, w.SHA3_256) == 0 {
-		return fmt.Errorf("%w: the file has SHA3-256 %x and the manifest says %x", ErrDigest, got, w.SHA3_256)
+	if w.SHA3_256 == nil {
+		return nil
 	}
-	return nil
+	if sum, err = hashOf(spool, sha3.New256()); err == nil && !bytes.Equal(sum, w.SHA3_256) {
+		err = fmt.Errorf("%w: the file has SHA3-256 %x and the manifest says %x", ErrDigest, sum, w.SHA3_256)
+	}
+	return err
+}
+
+func hashOf(f *os.File, h hash.Hash) ([]byte, error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	_, err := io.CopyBuffer(h, struct{ io.Reader }{f}, make([]byte, chunkSize))
+	return h.Sum(nil), err
 }
 
 // place makes the spool the one file of dir: it is renamed, not copied.

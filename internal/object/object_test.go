@@ -138,7 +138,7 @@ func TestFetch(t *testing.T) {
 					t.Fatal(err)
 				}
 				got, err := os.ReadFile(filepath.Join(dir, "x"))
-				if err != nil || int64(len(got)) != obj.Size || fetched != obj.Size || obj.Digest != digest(sum256(string(got))) || obj.Content != obj.Digest {
+				if err != nil || int64(len(got)) != obj.Size || fetched != obj.Size || obj.Digest != "sha256:"+hexSum(string(got)) || obj.Content != obj.Digest {
 					t.Errorf("%d bytes of %d, %v", len(got), obj.Size, err)
 				}
 				if obj.Size > 0 && !bytes.Equal(got, b) {

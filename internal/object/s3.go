@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 )
@@ -44,10 +43,8 @@ func splitKey(uri string) (bucket, key string, err error) {
 	if !ok || bucket == "" || key == "" {
 		return "", "", fmt.Errorf("%w: want scheme://bucket/key", ErrFormat)
 	}
-	for part := range strings.SplitSeq(key, "/") {
-		if part == "." || part == ".." {
-			return "", "", fmt.Errorf("%w: %q in the key, which servers take for another key", ErrFormat, part)
-		}
+	if parts := "/" + key + "/"; strings.Contains(parts, "/./") || strings.Contains(parts, "/../") {
+		return "", "", fmt.Errorf("%w: . or .. in the key, which servers take for another key", ErrFormat)
 	}
 	return bucket, key, nil
 }
@@ -65,16 +62,15 @@ func (c *client) locate(bucket, key string, pathStyle bool) {
 
 // escape is UriEncode of Signature Version 4: every byte but these. net/url leaves more of them alone.
 func escape(path string) string {
-	var b strings.Builder
+	var b []byte
 	for _, c := range []byte(path) {
-		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', strings.IndexByte("-._~/", c) >= 0:
-			b.WriteByte(c)
-		default:
-			fmt.Fprintf(&b, "%%%02X", c)
+		if 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~/", c) >= 0 {
+			b = append(b, c)
+		} else {
+			b = fmt.Appendf(b, "%%%02X", c)
 		}
 	}
-	return b.String()
+	return string(b)
 }
 
 // signer is AWS Signature Version 4 for requests without a body. The SDK of AWS would do the same in some megabytes.
@@ -84,7 +80,7 @@ type signer struct {
 	now             func() time.Time
 }
 
-var emptySum = hex.EncodeToString(sum256(""))
+var emptySum = hexSum("")
 
 func (s *signer) authorize(req *http.Request) {
 	req.Header.Set("X-Amz-Date", s.now().UTC().Format("20060102T150405Z"))
@@ -98,45 +94,27 @@ func (s *signer) authorize(req *http.Request) {
 // authorization signs the host, the range and what is AWS's own. Other headers are for whoever is on the way to change: Google's front ends
 // rewrite Accept-Encoding.
 func (s *signer) authorization(req *http.Request) string {
-	headers := map[string]string{"host": req.Host}
-	for name, v := range req.Header {
-		if name = strings.ToLower(name); name == "range" || strings.HasPrefix(name, "x-amz-") {
-			headers[name] = strings.Join(v, ",")
+	signed, headers := "host", "host:"+req.Host+"\n"
+	for _, name := range []string{"range", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token"} { // in order
+		if v := req.Header.Get(name); v != "" {
+			signed, headers = signed+";"+name, headers+name+":"+v+"\n"
 		}
 	}
-	var names []string
-	for name := range headers {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	signed := strings.Join(names, ";")
-	var canonical strings.Builder
-	fmt.Fprintf(&canonical, "%s\n%s\n\n", req.Method, req.URL.EscapedPath()) // no query
-	for _, name := range names {
-		fmt.Fprintf(&canonical, "%s:%s\n", name, headers[name])
-	}
-	fmt.Fprintf(&canonical, "\n%s\n%s", signed, emptySum)
-
+	canonical := req.Method + "\n" + req.URL.EscapedPath() + "\n\n" + headers + "\n" + signed + "\n" + emptySum // no query
 	stamp := req.Header.Get("X-Amz-Date")
-	scope := strings.Join([]string{stamp[:8], s.region, s.service, "aws4_request"}, "/")
-	text := strings.Join([]string{"AWS4-HMAC-SHA256", stamp, scope, hex.EncodeToString(sum256(canonical.String()))}, "\n")
+	scope := []string{stamp[:8], s.region, s.service, "aws4_request"}
+	where := strings.Join(scope, "/")
 	key := append([]byte("AWS4"), s.login.secret...)
-	for part := range strings.SplitSeq(scope, "/") {
-		next := mac(key, part)
+	for _, part := range append(scope, "AWS4-HMAC-SHA256\n"+stamp+"\n"+where+"\n"+hexSum(canonical)) {
+		h := hmac.New(sha256.New, key)
+		h.Write([]byte(part))
 		clear(key)
-		key = next
+		key = h.Sum(nil)
 	}
-	defer clear(key)
-	return fmt.Sprintf("AWS4-HMAC-SHA256 Credential=%s/%s, SignedHeaders=%s, Signature=%x", s.login.id, scope, signed, mac(key, text))
+	return "AWS4-HMAC-SHA256 Credential=" + string(s.login.id) + "/" + where + ", SignedHeaders=" + signed + ", Signature=" + hex.EncodeToString(key)
 }
 
-func sum256(s string) []byte {
+func hexSum(s string) string {
 	sum := sha256.Sum256([]byte(s))
-	return sum[:]
-}
-
-func mac(key []byte, s string) []byte {
-	h := hmac.New(sha256.New, key)
-	h.Write([]byte(s))
-	return h.Sum(nil)
+	return hex.EncodeToString(sum[:])
 }
