@@ -3,6 +3,7 @@ package main
 import (
 	"archive/zip"
 	"bytes"
+	"context"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hmac"
@@ -10,6 +11,7 @@ import (
 	"crypto/sha3"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -17,14 +19,17 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/demo"
 	"github.com/ampoule-vm/ampoule/internal/object"
 	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/internal/workload"
 )
 
 // table is what the workload of a flow copies to its results.
@@ -402,4 +407,61 @@ func TestFileOverPlainHTTP(t *testing.T) {
 	f.line = "ampoule.profile=simulation"
 	f.boot()
 	f.ends("manifest", result.BadManifest, false)
+}
+
+// TestKeysOfFilesAreWiped, and what stores are asked with, before the workload starts; and also when pull fails.
+func TestKeysOfFilesAreWiped(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		f := newFlow(t)
+		s := newFiles(t, map[string][]byte{"/bucket/table.csv": chunked(t, table, datasetKey)})
+		f.serving(s, map[string]any{"uri": "s3://bucket/table.csv", "encrypted": true, "kbs_resource_path": demo.DatasetKey},
+			map[string]any{"stores": []any{map[string]any{"url": "s3://bucket", "endpoint": s.URL, "credentials": storeLogin}}})
+		if err := errors.Join(f.world.SetKey(demo.DatasetKey, datasetKey), f.world.SetKey(storeLogin, []byte(`{"AccessKeyId":"AKID","SecretAccessKey":"s3cret"}`))); err != nil {
+			t.Fatal(err)
+		}
+		f.grants = []string{storeLogin}
+		var key []byte
+		signed := false
+		s.look = func(r *http.Request) int {
+			signed = strings.HasPrefix(r.Header.Get("Authorization"), "AWS4-HMAC-SHA256 Credential=AKID/")
+			return 0
+		}
+		f.tamper = func(m *machine) {
+			unpack, work := m.unpackFile, m.runWorkload
+			m.unpackFile = func(ctx context.Context, o *object.Object, dir string, w object.Want, l image.Limits, p func(int64)) error {
+				key = w.Key
+				if !bytes.Equal(key, datasetKey) {
+					t.Errorf("the file's key is %x", key)
+				}
+				if fails {
+					return errors.New(secret)
+				}
+				return unpack(ctx, o, dir, w, l, p)
+			}
+			m.runWorkload = func(ctx context.Context, spec workload.Spec) (workload.Outcome, error) {
+				if len(bytes.Trim(key, "\x00")) > 0 {
+					t.Error("the file's key is held while the workload runs")
+				}
+				return work(ctx, spec)
+			}
+		}
+		f.boot()
+		if fails {
+			f.ends("pull", result.BadImage, false)
+		} else {
+			f.ends("", result.OK, true)
+		}
+		if len(key) != 32 || len(bytes.Trim(key, "\x00")) > 0 || !signed {
+			t.Errorf("the key is %x; signed: %t", key, signed)
+		}
+	}
+
+	login, err := object.ParseCredentials([]byte(`{"access_token":"t0ken"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &run{machine: &machine{memory: func() (int64, error) { return 0, errors.New("no memory") }}, storeLogins: map[string]*object.Credentials{"s3://bucket": login}}
+	if err := r.pull(t.Context()); err == nil || !reflect.ValueOf(*login).IsZero() {
+		t.Errorf("after pull, which failed with %v, the credentials of a store are left", err)
+	}
 }
