@@ -122,7 +122,7 @@ var arrows = map[string]string{
 	"image":                        "internal/inflate internal/tree",
 	"internal/inflate":             "",
 	"internal/tree":                "",
-	"internal/object":              "internal/tree internal/evidence",
+	"internal/object":              "internal/tree internal/inflate internal/evidence",
 	"internal/tree/treetest":       "",
 	"kernel-config":                "",
 	"internal/guestapi":            "",

@@ -8,10 +8,10 @@ import (
 	"io"
 	"os"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
+	"github.com/ampoule-vm/ampoule/internal/inflate"
 	"github.com/ampoule-vm/ampoule/internal/tree"
 )
 
@@ -52,11 +52,7 @@ func tarball(ctx context.Context, t *tree.Tree, spool *os.File, magic []byte) er
 	var r io.Reader = &drainReader{ctx: ctx, file: spool}
 	switch {
 	case magic[0] == 0x1f && magic[1] == 0x8b:
-		z, err := gzip.NewReader(r)
-		if err != nil {
-			return fmt.Errorf("%w: gzip: %w", ErrFormat, err)
-		}
-		r = z
+		r = inflate.NewReader(r)
 	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
 		if err != nil {
