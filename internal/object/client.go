@@ -2,6 +2,7 @@ package object
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -45,6 +46,7 @@ func open(src Source, o Options) (*client, error) {
 	if c.pause == nil {
 		c.pause = pause
 	}
+	c.stall = cmp.Or(c.stall, stallLimit)
 	scheme, _, _ := strings.Cut(src.URI, "://")
 	switch scheme {
 	case "https", "http":

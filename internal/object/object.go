@@ -62,6 +62,7 @@ type Options struct {
 
 	now   func() time.Time
 	pause func(context.Context, time.Duration) error
+	stall time.Duration
 }
 
 // Object is a resolved object: no content has been fetched.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -155,6 +156,46 @@ func TestFetch(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAServerThatFallsSilent is asked anew, and what it sent is kept.
+func TestAServerThatFallsSilent(t *testing.T) {
+	b := pattern(1 << 20)
+	silent := func(after int) func(http.ResponseWriter, *http.Request) {
+		return func(w http.ResponseWriter, r *http.Request) {
+			serve(b)(&cutWriter{w, after}, r)
+			<-r.Context().Done()
+		}
+	}
+	uri, o, asked, _ := answers{serve(b), silent(1000), serve(b)}.options(t)
+	o.stall = 20 * time.Millisecond
+	obj, err := Resolve(t.Context(), Source{URI: uri}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := obj.Unpack(t.Context(), filepath.Join(t.TempDir(), "out"), Want{Name: "x", SHA256: unhex(hexSum(string(b)))}, tree.Limits{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if len(*asked) < 3 || (*asked)[2].Get("Range") != "bytes=1000-" {
+		t.Errorf("requests %v, want the third from byte 1000", *asked)
+	}
+
+	uri, o, _, _ = answers{serve(b), silent(0)}.options(t)
+	o.stall = 20 * time.Millisecond
+	if obj, err = Resolve(t.Context(), Source{URI: uri}, o); err != nil {
+		t.Fatal(err)
+	}
+	if err := obj.Unpack(t.Context(), filepath.Join(t.TempDir(), "out"), Want{Name: "x"}, tree.Limits{}, nil); !errors.Is(err, errStalled) || !errors.Is(err, ErrTruncated) {
+		t.Errorf("silent for ever: %v", err)
+	}
+}
+
+func unhex(s string) []byte {
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		panic(err)
+	}
+	return b
 }
 
 // TestPauses grow, differ from machine to machine, and are what the server asks for if that is longer, up to a minute.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"time"
 )
 
 const (
@@ -17,6 +18,9 @@ const (
 
 	// fetchTries bounds the requests for one object that bring no new byte.
 	fetchTries = 3
+
+	// stallLimit is how long a server may send nothing at all before it is asked anew.
+	stallLimit = time.Minute
 )
 
 // fetch copies the object into the spool, taking up a broken transfer where it broke, and returns its SHA-256.
@@ -28,12 +32,20 @@ func (o *Object) fetch(ctx context.Context, spool *os.File, progress func(int64)
 			return nil, fmt.Errorf("%w: %d of %d bytes came: %w", ErrTruncated, w.size, o.Size, last)
 		}
 		start := w.size
-		body, err := o.content(ctx, start)
+		once, stop := context.WithCancelCause(ctx)
+		body, err := o.content(once, start)
 		if err != nil {
+			stop(nil)
 			return nil, err // asking again was the client's
 		}
-		last = w.copy(body)
+		stalled := time.AfterFunc(o.client.stall, func() { stop(errStalled) })
+		last = w.copy(&livelyReader{body, stalled, o.client.stall})
+		if once.Err() != nil {
+			last = context.Cause(once)
+		}
+		stalled.Stop()
 		body.Close()
+		stop(nil)
 		switch {
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
@@ -81,6 +93,23 @@ func (o *Object) content(ctx context.Context, from int64) (io.ReadCloser, error)
 		return nil, err
 	}
 	return resp.Body, nil
+}
+
+var errStalled = errors.New("the server sent nothing for too long")
+
+// livelyReader puts a timer off with every byte.
+type livelyReader struct {
+	io.Reader
+	timer *time.Timer
+	limit time.Duration
+}
+
+func (r *livelyReader) Read(b []byte) (int, error) {
+	n, err := r.Reader.Read(b)
+	if n > 0 {
+		r.timer.Reset(r.limit)
+	}
+	return n, err
 }
 
 // errSpool is that the spool itself cannot be written: fetching again is no use.
