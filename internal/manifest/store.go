@@ -75,7 +75,8 @@ func checkBucket(s string) error {
 // noFile refuses an algorithm that is one.
 func (r *reader) noFile(res *Resource) {
 	if f, ok := r.objects[res]; ok {
-		r.problem(f.at, "%.200q: an algorithm from %s is not supported in this build, datasets are; want an oci-image, docker://host/repository@sha256:…", withoutQuery(res.URI), res.Type)
+		r.problem(f.at, "%.200q: an algorithm from %s is not supported in this build, datasets are; want an oci-image, docker://host/repository@sha256:…",
+			withoutQuery(res.URI), res.Type)
 	}
 }
 

@@ -100,7 +100,7 @@ func pause(ctx context.Context, d time.Duration) error {
 func (c *client) once(ctx context.Context, h http.Header) (resp *http.Response, again bool, err error) {
 	u := c.url
 	for hop := 0; ; hop++ {
-		req := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: h.Clone(), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
+		req := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: h.Clone()}).WithContext(ctx)
 		req.Header.Set("Accept-Encoding", "identity") // digests are over the bytes on the wire
 		if u.Scheme != "https" && !c.PlainHTTP {
 			return nil, false, fmt.Errorf("%w: %s://%s; use https, or permit it with `--allow http`", ErrPlainHTTP, u.Scheme, u.Host)

@@ -43,7 +43,8 @@ func checkSealed(size int64, first byte) error {
 	case size < nonceSize+tagSize:
 		return fmt.Errorf("%w: it has %d bytes, too few for a nonce and a tag; encrypt it with `ampoule encrypt --file`", ErrSealed, size)
 	case size > nonceSize+maxGCM+tagSize && first != headerSize:
-		return fmt.Errorf("%w: it has %d bytes and one nonce of AES-GCM is good for 64 GiB; encrypt it in chunks, `ampoule encrypt --file`", ErrTooBig, size)
+		return fmt.Errorf("%w: it has %d bytes and one nonce of AES-GCM is good for 64 GiB; encrypt it in chunks, `ampoule encrypt --file`",
+			ErrTooBig, size)
 	}
 	return nil
 }
@@ -111,7 +112,8 @@ func decryptChunked(ctx context.Context, m, key []byte) (int64, error) {
 		case err != nil && i == 0:
 			return 0, errOtherForm
 		case err != nil:
-			return 0, fmt.Errorf("%w: chunk %d of %d is not what was encrypted, or not all chunks are there", ErrSealed, i+1, (len(m)+segmentSize-1)/segmentSize)
+			return 0, fmt.Errorf("%w: chunk %d of %d is not what was encrypted, or not all chunks are there",
+				ErrSealed, i+1, (len(m)+segmentSize-1)/segmentSize)
 		}
 		out += copy(m[out:], plain)
 		in = end
