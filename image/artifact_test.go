@@ -163,13 +163,52 @@ func TestArtifactsThatAreRefused(t *testing.T) {
 			t.Errorf("%s: %+v, error %v, want %v", name, i, err, c.want)
 		}
 	}
-	dir := t.TempDir()
-	i, err := Resolve(t.Context(), s.artifact(t, config("application/vnd.example.config"), one("x")...), plainHTTP)
-	if err != nil || i.Layers[0].File != "x" {
-		t.Fatalf("with a config of its own kind: %v", err)
+}
+
+// TestFilesOfAnArtifact are unpacked under their names, in clear or encrypted, and not at all if a bit is another.
+func TestFilesOfAnArtifact(t *testing.T) {
+	s := newShelf(t)
+	kek := NewKey()
+	keys := Keys{"default/key/k": kek}
+	body := strings.Repeat("a,b\n", chunkSize)
+	sealed := s.sealed(t, s.image(t, "v1", plain{[]byte(body), ociLayer}), kek, nil)
+	var m v1.Manifest
+	if err := json.NewDecoder(bytes.NewReader(s.docs[sealed[strings.Index(sealed, "@")+1:]])).Decode(&m); err != nil {
+		t.Fatal(err)
 	}
-	if err := i.Unpack(t.Context(), filepath.Join(dir, "root"), nil, Limits{}, nil); err == nil || !strings.Contains(err.Error(), `"x" is a file`) {
-		t.Errorf("unpacked: %v", err)
+	secret := m.Layers[0]
+	secret.MediaType, secret.Annotations[titleKey] = "text/csv+encrypted", "in/secret.csv"
+	clear := file(s, body+"c", "text/csv", "iris.csv")
+	tar := file(s, string(treetest.Tar(t, treetest.File("d/a", "1"))), ociLayer, "")
+	uri := s.artifact(t, nil, clear, secret, tar)
+	dir, err := unpack(t, uri, keys, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := treetest.List(t, dir)
+	if got["iris.csv"] != f644+body+"c" || got["in/secret.csv"] != f644+body || got["d/a"] != f644+"1" {
+		t.Errorf("%d entries, %d and %d bytes", len(got), len(got["iris.csv"]), len(got["in/secret.csv"]))
+	}
+	for _, l := range []v1.Descriptor{clear, secret} {
+		good := s.docs[l.Digest.String()]
+		s.docs[l.Digest.String()] = garble(good, true, len(good)/2)
+		if _, err := unpack(t, uri, keys, Limits{}); !errors.Is(err, ErrDigest) {
+			t.Errorf("%s with one other bit: error %v, want ErrDigest", l.Annotations[titleKey], err)
+		}
+		s.docs[l.Digest.String()] = good
+	}
+	// A packet that names another digest: the only word on the plaintext that there is.
+	i, err := Resolve(t.Context(), s.artifact(t, nil, secret), plainHTTP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := i.Layers[0].enc.unwrap(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.digest = digestOf(nil)
+	if err := i.unpackOne(t, k); !errors.Is(err, ErrDigest) {
+		t.Errorf("another digest in the packet: error %v, want ErrDigest", err)
 	}
 }
 

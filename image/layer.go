@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -93,7 +94,12 @@ func (p *passage) unpack(t *tree.Tree) error {
 		return fmt.Errorf("%w: the layer is %s, the config says %s", ErrDiffID, p.layer.Digest, p.layer.DiffID)
 	}
 	archive := t.Charge(cmp.Or(p.plain, p.blob))
-	err := t.Tar(archive)
+	var err error
+	if p.layer.File != "" {
+		err = t.File(p.layer.File, 0o644, time.Unix(0, 0), archive)
+	} else {
+		err = t.Tar(archive)
+	}
 	if err == nil {
 		return p.verify(archive)
 	}

@@ -67,7 +67,7 @@ func TestSignatures(t *testing.T) {
 			d := s.payload("aa")
 			d.Size = 1
 			return signatureImage(d)
-		}, 0, ErrTooBig, "layer 0"},
+		}, 0, ErrDigest, "layer 0"},
 		"a payload that is too large": {func(s *shelf) []byte { return signatureImage(s.payload(strings.Repeat("a", maxSignature+1))) }, 0, ErrTooBig, "payload of 65537 bytes"},
 		"a payload that is missing": {func(s *shelf) []byte {
 			d := s.payload("a")

@@ -46,9 +46,6 @@ func (i *Image) unpack(ctx context.Context, dir string, keys Keys, lim Limits, p
 		}
 	}()
 	for n := range i.Layers {
-		if i.Layers[n].File != "" {
-			return fail(n, fmt.Errorf("%w: %.200q is a file and no archive: artifacts of files are not unpacked yet", ErrFormat, i.Layers[n].File))
-		}
 		if i.Layers[n].Encrypted {
 			if opened[n], err = i.Layers[n].enc.unwrap(keys); err != nil {
 				return fail(n, err)
@@ -84,7 +81,10 @@ func (i *Image) unpack(ctx context.Context, dir string, keys Keys, lim Limits, p
 	started := make(chan struct{})
 	go func() {
 		defer close(started)
-		i.start(ctx, layers, slots, progress)
+		i.start(ctx, layers, slots, func(n int64) {
+			t.Compressed(n)
+			progress(n)
+		})
 	}()
 	defer func() {
 		cancel() // what is still on the wire ends at once

@@ -66,7 +66,7 @@ func (l logins) find(host, uri string) *image.Login {
 	return &image.Login{User: user, Password: password}
 }
 
-// admit fetches what decides about images before one is asked for: credentials of registries, and the image policy.
+// admit fetches what decides about images and files before one is asked for: credentials of registries and stores, and the image policy.
 func (r *run) admit(ctx context.Context) error {
 	var wants []kbs.Want
 	for _, reg := range r.doc.Registries {
@@ -77,6 +77,9 @@ func (r *run) admit(ctx context.Context) error {
 	if r.doc.ImagePolicy != nil {
 		wants = append(wants, want(*r.doc.ImagePolicy))
 	}
+	for _, s := range r.storesOf() {
+		wants = append(wants, want(*s.Credentials))
+	}
 	if len(wants) == 0 {
 		return r.admitInline(ctx)
 	}
@@ -85,6 +88,9 @@ func (r *run) admit(ctx context.Context) error {
 		return err
 	}
 	defer grant.Zero()
+	if err := r.admitStores(grant); err != nil {
+		return err
+	}
 	r.logins = logins{}
 	for _, reg := range r.doc.Registries {
 		if reg.Credentials == nil {
@@ -139,6 +145,7 @@ func (r *run) forget() {
 	for _, c := range r.logins {
 		c.Zero()
 	}
+	r.zeroStoreLogins()
 }
 
 // sealedValues are the sealed secrets of the manifest, each once.

@@ -122,11 +122,14 @@ var arrows = map[string]string{
 	"internal/result":              "",
 	"image":                        "internal/inflate internal/tree",
 	"internal/inflate":             "",
+	"internal/object":              "internal/evidence internal/inflate internal/tree",
+	"internal/openpgp":             "",
+	"internal/progress":            "",
 	"internal/tree":                "",
 	"internal/tree/treetest":       "",
 	"kernel-config":                "",
 	"internal/guestapi":            "",
-	"internal/imagepolicy":         "internal/evidence",
+	"internal/imagepolicy":         "image internal/evidence internal/openpgp",
 	"internal/registryauth":        "internal/evidence",
 	"internal/secret":              "internal/evidence",
 	"internal/measure":             "internal/evidence",
@@ -147,7 +150,7 @@ var arrows = map[string]string{
 	"internal/psp":                 "internal/evidence internal/measure",
 	"internal/kbs/kbsserver/store": "internal/evidence",
 	"internal/kbs/kbsserver/rego":  "",
-	"mkimage":                      "kernel-config internal/cmdline internal/evidence internal/manifest internal/measure",
+	"mkimage":                      "kernel-config internal/cmdline internal/evidence internal/manifest internal/measure internal/progress",
 	"qemu":                         "qemu/vhostvsock internal/cmdline internal/evidence internal/manifest internal/measure internal/psp internal/result",
 	"qemu/vhostvsock":              "",
 	"internal/bench":               "image internal/debian internal/inflate",
@@ -156,9 +159,11 @@ var arrows = map[string]string{
 	"test/probe":                   "",
 	"test/quoter":                  "internal/guest",
 	"test/bridge":                  "",
-	"init": "image internal/cmdline internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/registryauth internal/secret internal/result internal/sink internal/source " +
-		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/workload",
-	"cmd/ampoule": "image mkimage qemu internal/bench internal/debian internal/cmdline internal/demo internal/evidence internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/psp internal/result internal/verify",
+	"init": "image internal/cmdline internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/object internal/registryauth internal/secret internal/result internal/sink internal/source " +
+		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/tree internal/workload",
+	"cmd/ampoule": "image mkimage qemu internal/bench internal/cmdline internal/debian internal/demo internal/evidence internal/imagepolicy internal/kbs " +
+		"internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/object " +
+		"internal/progress internal/psp internal/registryauth internal/result internal/tee/sample internal/verify",
 }
 
 func TestArrows(t *testing.T) {

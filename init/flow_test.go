@@ -22,6 +22,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/kbs"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/object"
 	"github.com/ampoule-vm/ampoule/internal/psp"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/tee"
@@ -174,6 +175,10 @@ func (f *flow) boot() {
 	m.unpack = func(ctx context.Context, i *image.Image, dir string, k image.Keys, l image.Limits, progress func(int64)) error {
 		l.Chown = false // tests need no root
 		return i.Unpack(ctx, dir, k, l, progress)
+	}
+	m.unpackFile = func(ctx context.Context, o *object.Object, dir string, w object.Want, l image.Limits, progress func(int64)) error {
+		l.Chown = false
+		return o.Unpack(ctx, dir, w, l, progress)
 	}
 	m.memory = func() (room, error) { return room{ram: 2 << 30, memory: 1 << 30}, nil }
 	m.boundResults = func(string, int64) error { return nil }

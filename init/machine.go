@@ -12,6 +12,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
 	"github.com/ampoule-vm/ampoule/internal/guest"
 	"github.com/ampoule-vm/ampoule/internal/kbs"
+	"github.com/ampoule-vm/ampoule/internal/object"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/sink"
 	"github.com/ampoule-vm/ampoule/internal/source"
@@ -35,6 +36,7 @@ type machine struct {
 	resolve       func(context.Context, string, image.Options) (*image.Image, error)
 	openBrokers   func(brokers []kbs.Broker, dev tee.Device, initdata []byte) (keyBrokers, error)
 	unpack        func(context.Context, *image.Image, string, image.Keys, image.Limits, func(int64)) error
+	unpackFile    func(context.Context, *object.Object, string, object.Want, image.Limits, func(int64)) error
 	runWorkload   func(context.Context, workload.Spec) (workload.Outcome, error)
 	boundResults  func(dir string, bytes int64) error
 	swap          func(ctx context.Context, disk string, free int64) (int64, error) // makes swap space of it, of so many bytes
@@ -86,6 +88,9 @@ func newMachine() *machine {
 		openBrokers:   openBrokers,
 		unpack: func(ctx context.Context, i *image.Image, dir string, k image.Keys, l image.Limits, progress func(int64)) error {
 			return i.Unpack(ctx, dir, k, l, progress)
+		},
+		unpackFile: func(ctx context.Context, o *object.Object, dir string, w object.Want, l image.Limits, progress func(int64)) error {
+			return o.Unpack(ctx, dir, w, l, progress)
 		},
 		runWorkload: func(ctx context.Context, s workload.Spec) (workload.Outcome, error) {
 			return workload.Run(ctx, reaper, s)

@@ -288,13 +288,7 @@ func (r *run) predicate() result.Predicate {
 	p.Timeline = slices.Clone(r.timeline)
 	r.mu.Unlock()
 	for _, in := range r.inputs {
-		i := in.image
-		img := result.Image{Name: in.name, URI: in.want.URI, Digest: i.Digest, ConfigDigest: i.ConfigDigest,
-			Encrypted: i.Encrypted(), Pinned: i.Pinned, PlainHTTP: i.PlainHTTP}
-		for _, l := range i.Layers {
-			img.Layers = append(img.Layers, l.Digest)
-		}
-		p.Images = append(p.Images, img)
+		p.Images = append(p.Images, in.described())
 	}
 	p.Notes = r.notes()
 	return p
@@ -313,10 +307,18 @@ func (r *run) notes() []string {
 		notes = append(notes, "the result was returned in clear: the manifest names no recipients")
 	}
 	for _, in := range r.inputs {
-		if !in.image.Pinned {
+		d := in.described()
+		switch {
+		case d.Pinned:
+		case in.file != nil:
+			notes = append(notes, in.name+" was neither encrypted nor named by digest")
+		default:
 			notes = append(notes, in.name+" was named by tag, not by digest")
 		}
-		if in.image.PlainHTTP {
+		switch {
+		case d.PlainHTTP && in.file != nil:
+			notes = append(notes, in.name+" came over plain http")
+		case d.PlainHTTP:
 			notes = append(notes, in.name+" came from a registry over plain http")
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/kbs"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/object"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/tee"
 	"github.com/ampoule-vm/ampoule/internal/workload"
@@ -27,25 +28,26 @@ type run struct {
 	*machine
 	stop context.CancelCauseFunc // ends the boot: the total deadline
 
-	opts      cmdline.Options      // mount
-	simulated bool                 // mount
-	peer      host                 // mount
-	dev       tee.Device           // platform
-	doc       *manifest.Manifest   // manifest
-	initdata  []byte               // bind
-	launch    evidence.Measurement // bind
-	register  string               // bind; what the guest extended with the manifest's digest, or ""
-	binding   string               // bind; "" until the manifest is known to be the owner's
-	inputs    []*input             // resolve
-	brokers   keyBrokers           // resolve, or attest if that asks first
-	logins    logins               // resolve
-	policy    *admission           // resolve; nil: digests alone count
-	grant     *kbs.Grant           // attest
-	secrets   secrets              // attest
-	output    *workload.Outcome    // execute
-	started   time.Duration        // execute
-	ended     time.Duration        // execute
-	parcel    *parcel              // seal
+	opts        cmdline.Options                // mount
+	simulated   bool                           // mount
+	peer        host                           // mount
+	dev         tee.Device                     // platform
+	doc         *manifest.Manifest             // manifest
+	initdata    []byte                         // bind
+	launch      evidence.Measurement           // bind
+	register    string                         // bind; what the guest extended with the manifest's digest, or ""
+	binding     string                         // bind; "" until the manifest is known to be the owner's
+	inputs      []*input                       // resolve
+	brokers     keyBrokers                     // resolve, or attest if that asks first
+	logins      logins                         // resolve
+	storeLogins map[string]*object.Credentials // resolve; by manifest.Store.URL
+	policy      *admission                     // resolve; nil: digests alone count
+	grant       *kbs.Grant                     // attest
+	secrets     secrets                        // attest
+	output      *workload.Outcome              // execute
+	started     time.Duration                  // execute
+	ended       time.Duration                  // execute
+	parcel      *parcel                        // seal
 
 	buffers *image.Buffers // of all pulls together
 
@@ -144,7 +146,7 @@ func (r *run) reach(host, uri string) (m image.Mirror, mirrors []string, err err
 	return m, mirrors, nil
 }
 
-// fits refuses images that this machine cannot hold, before a byte of them is pulled. What they unpack to is not known before
+// fits refuses images and files that this machine cannot hold, before a byte of them is pulled. What they unpack to is not known before
 // they have: their compressed sizes are the least that is needed, and what the manifest says is the most.
 func (r *run) fits() error {
 	free, err := r.memory()
@@ -153,17 +155,17 @@ func (r *run) fits() error {
 	}
 	var need int64
 	for _, in := range r.inputs {
-		need += in.image.Size()
+		need += in.size()
 	}
 	const fix = "start it with more memory (ampoule run --memory), or with a disk for swap (ampoule build --swap, run --swap)"
 	limit := r.doc.Resources.InputBytes
 	switch {
 	case limit > 0 && need > limit:
-		return fmt.Errorf("resources.input_bytes: the images have %d bytes compressed and the manifest allows %d", need, limit)
+		return fmt.Errorf("resources.input_bytes: the images and files have %d bytes as they are stored and the manifest allows %d", need, limit)
 	case limit > free.total():
-		return fmt.Errorf("resources.input_bytes: the images may need %d MiB and this machine has %v: %s", limit>>20, free, fix)
+		return fmt.Errorf("resources.input_bytes: the images and files may need %d MiB and this machine has %v: %s", limit>>20, free, fix)
 	case need > free.total():
-		return fmt.Errorf("the images need at least %d MiB, which is their compressed size, and this machine has %v: %s", need>>20, free, fix)
+		return fmt.Errorf("the images and files need at least %d MiB, which is their size as they are stored, and this machine has %v: %s", need>>20, free, fix)
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/object"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/tee"
 	"github.com/ampoule-vm/ampoule/internal/tree"
@@ -24,13 +25,14 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// An input is one image of the manifest on its way to the workload.
+// An input is one image of the manifest, or one file, on its way to the workload.
 type input struct {
 	name  string // "algorithm", "datasets[0]", … as the manifest's paths have it
 	want  manifest.Resource
 	image *image.Image
-	keys  []string // paths of the keys that open it, at its broker
-	dir   string   // where it is unpacked, once it is verified
+	keys  []string       // paths of the keys that open it, at its broker
+	file  *object.Object // instead of image
+	dir   string         // where it is unpacked, once it is verified
 }
 
 func (r *run) mount(context.Context) error {
@@ -185,6 +187,13 @@ func (r *run) resolve(ctx context.Context) error {
 	var all errgroup.Group
 	for i, in := range r.inputs {
 		all.Go(guarded(func() error {
+			if in.want.IsFile() {
+				if err := r.resolveFile(ctx, in); err != nil {
+					return fmt.Errorf("%s: %w", in.name, err)
+				}
+				r.resolved(i, in.size())
+				return nil
+			}
 			o, err := r.imageOptions(in.want.URI)
 			if err != nil {
 				return err
@@ -201,7 +210,7 @@ func (r *run) resolve(ctx context.Context) error {
 			if err := r.verified(ctx, in); err != nil {
 				return err
 			}
-			r.resolved(i, in.image.Size())
+			r.resolved(i, in.size())
 			return nil
 		}))
 	}
@@ -271,6 +280,7 @@ func (r *run) pull(ctx context.Context) error {
 	if r.grant != nil {
 		defer r.grant.Zero()
 	}
+	defer r.zeroStoreLogins()
 	free, err := r.memory()
 	if err != nil {
 		return because(result.Internal, err)
@@ -284,21 +294,28 @@ func (r *run) pull(ctx context.Context) error {
 	for i, in := range r.inputs {
 		in.dir = filepath.Join(r.dir, "input-"+strconv.Itoa(i))
 		all.Go(guarded(func() error {
-			keys := r.keysFor(in)
-			defer keys.Zero()
-			m := r.meter(i, in.image.Size())
+			m := r.meter(i, in.size())
 			defer m.stop()
-			if err := r.unpack(ctx, in.image, in.dir, keys, limits, m.add); err != nil {
+			if err := r.pullOne(ctx, in, limits, m.add); err != nil {
 				return fmt.Errorf("%s: %w", in.name, err)
-			}
-			if err := checkFile(in); err != nil {
-				return err
 			}
 			m.verified()
 			return nil
 		}))
 	}
 	return all.Wait()
+}
+
+func (r *run) pullOne(ctx context.Context, in *input, limits image.Limits, progress func(int64)) error {
+	if in.file != nil {
+		return r.pullFile(ctx, in, limits, progress)
+	}
+	keys := r.keysFor(in)
+	defer keys.Zero()
+	if err := r.unpack(ctx, in.image, in.dir, keys, limits, progress); err != nil {
+		return err
+	}
+	return checkFile(in)
 }
 
 // execute fails only when the workload could not be started as asked. How it ended is output, and the verdict.

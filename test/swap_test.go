@@ -238,7 +238,7 @@ func TestTooBigForMemory(t *testing.T) {
 	r.run()
 	r.ends("resolve", result.BadImage, 1)
 	r.notRun()
-	if log := r.ownersLog(); !regexp.MustCompile(`the images may need 256 MiB and this machine has \d+ MiB free: start it with more memory`).MatchString(log) {
+	if log := r.ownersLog(); !regexp.MustCompile(`the images and files may need 256 MiB and this machine has \d+ MiB free: start it with more memory`).MatchString(log) {
 		t.Errorf("the owner's log does not say how much is needed:\n%s", log)
 	}
 }

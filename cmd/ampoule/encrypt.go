@@ -14,6 +14,7 @@ import (
 
 const encryptHelp = `
 usage: ampoule encrypt [--keys DIR --key REPO/TYPE/TAG…] [--jwe FILE…] [--pkcs7 FILE…] [flags] SRC DST
+       ampoule encrypt --keys DIR --key REPO/TYPE/TAG --file [--format cocos-gcm] [--json] IN OUT
 
 Encrypts every layer of an OCI image, for whoever gets one of these keys:
   --key REPO/TYPE/TAG  a key at a broker, as skopeo with CoCo's key provider does. It is DIR/REPO/TYPE/TAG, 32 raw bytes,
@@ -28,12 +29,17 @@ SRC is an OCI layout folder, an OCI archive (the same in a tar), a file from doc
 a new OCI layout folder, a new OCI archive (FILE.tar, or oci-archive:FILE) or docker://HOST/REPO[:TAG]. Prints the
 reference by digest that a manifest should name; for a layout or archive, the digest.
 
+With --file, IN is one file, a dataset to be kept in an object store or on a web server, and OUT is a new one: in chunks,
+of any size, as Tink's AES256_GCM_HKDF_1MB; or with --format cocos-gcm as Cocos reads it, up to 64 GiB. Prints the SHA-256
+of IN, which a manifest may name besides.
+
 Examples:
   ampoule encrypt --keys broker/keys --key default/key/algo-key ./layout docker://registry.example/algo
   ampoule encrypt --keys broker/keys --key default/key/data-key dataset.tar ./encrypted
   ampoule encrypt --keys keys --key default/key/algo-key --kbs https://kbs.example --admin-token-file token \
     --authfile ~/.config/containers/auth.json ./layout docker://registry.example/algo:v1
-  ampoule encrypt --jwe guest.pub.pem algo.tar docker://registry.example/algo`
+  ampoule encrypt --jwe guest.pub.pem algo.tar docker://registry.example/algo
+  ampoule encrypt --file --keys broker/keys --key default/key/data-key iris.csv iris.csv.enc`
 
 // repeated is a flag that may be given several times.
 type repeated []string
@@ -54,6 +60,8 @@ func encryptVerb(ctx context.Context, args []string, std stdio) error {
 	http := fs.Bool("http", false, "registries may be spoken to over plain http")
 	platform := fs.String("platform", "linux/amd64", "which image of several")
 	asJSON := fs.Bool("json", false, "print the reference and the keys' paths as JSON")
+	file := fs.Bool("file", false, "encrypt one file and not an image")
+	format := fs.String("format", formatChunked, "with --file: chunked or cocos-gcm")
 	if err := parse(fs, args, 2); err != nil {
 		return err
 	}
@@ -71,6 +79,13 @@ func encryptVerb(ctx context.Context, args []string, std stdio) error {
 		if p, err := image.KeyPath("kbs:///" + path); err != nil || p != path {
 			return usagef("--key %q: want REPO/TYPE/TAG, such as default/key/algo-key", path)
 		}
+	}
+	if *file {
+		if len(paths) != 1 || len(jwe)+len(pkcs7) > 0 || broker.url != "" {
+			return usagef("--file takes one --key, and no --jwe, --pkcs7 or --kbs")
+		}
+		facts, err := encryptFile(fs.Arg(0), fs.Arg(1), *format, paths[0], filepath.Join(*dir, filepath.FromSlash(paths[0])))
+		return std.fileFacts(facts, *asJSON, err)
 	}
 	if broker.url != "" {
 		if _, err := broker.base(); err != nil {

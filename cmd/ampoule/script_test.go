@@ -64,7 +64,7 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":    exits,
-			"object":   object,
+			"object":   jsonObject,
 			"registry": startRegistry,
 			"locked":   lockedRegistry,
 			"keypair":  keypair,
@@ -111,7 +111,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func object(ts *testscript.TestScript, neg bool, args []string) {
+func jsonObject(ts *testscript.TestScript, neg bool, args []string) {
 	if neg {
 		ts.Fatalf("usage: object [NAME[=VALUE]]…")
 	}

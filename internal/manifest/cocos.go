@@ -7,6 +7,7 @@ func (r *reader) remote(o *object, m *Manifest) {
 	var wishes []wish
 	if a := r.algorithm(o); a != nil {
 		res := r.where(a, false)
+		r.noFile(res)
 		wishes = append(wishes, wish{res, a.n.path, r.broker(a, true)})
 		a.done()
 	}
@@ -15,6 +16,7 @@ func (r *reader) remote(o *object, m *Manifest) {
 		if d := r.object(n); d != nil {
 			res := r.where(d, false)
 			r.filename(d, res, taken)
+			r.file(d, res, taken)
 			wishes = append(wishes, wish{res, n.path, r.broker(d, true)})
 			d.done()
 		}
@@ -50,6 +52,7 @@ func (r *reader) computation(o *object, m *Manifest) {
 	var wishes []wish
 	if a := r.algorithm(o); a != nil {
 		res := r.where(a, true)
+		r.noFile(res)
 		if r.hash(a) != nil {
 			r.problem(a.path("hash"), "is of one file, and this build runs the image as it is: pin the image by digest and set the hash to zeros")
 		}
@@ -73,7 +76,8 @@ func (r *reader) computation(o *object, m *Manifest) {
 			res.SHA3_256 = r.hash(d)
 			r.base64Key(d, "user_key")
 			r.filename(d, res, taken)
-			r.decompress(d)
+			res.Decompress = d.flag("decompress", false)
+			r.file(d, res, taken)
 			wishes = append(wishes, wish{res, n.path, r.broker(d, false)})
 			d.done()
 		}
@@ -111,12 +115,6 @@ func (r *reader) hash(o *object) []byte {
 		return nil
 	}
 	return h
-}
-
-func (r *reader) decompress(o *object) {
-	if o.flag("decompress", false) {
-		r.problem(o.path("decompress"), "is not supported in this build")
-	}
 }
 
 // identify reads the computation's id, which Cocos' spellings must have.

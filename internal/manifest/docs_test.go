@@ -6,6 +6,22 @@ import (
 	"testing"
 )
 
+// The example of files is as strict as can be.
+func TestExampleOfFilesParses(t *testing.T) {
+	b, err := os.ReadFile("../../docs/OBJECTS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	example := regexp.MustCompile("(?s)```json\n(.*?)```").FindSubmatch(b)
+	if example == nil {
+		t.Fatal("there is no example")
+	}
+	m, err := Parse(example[1], nil)
+	if err != nil || len(m.Stores) != 2 || m.StoreOf(m.Datasets[1]) != &m.Stores[0] || m.StoreOf(m.Datasets[2]) != &m.Stores[1] {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
+
 // The examples of the reference are manifests.
 func TestExamplesInTheReferenceParse(t *testing.T) {
 	b, err := os.ReadFile("../../docs/MANIFEST.md")

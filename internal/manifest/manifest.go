@@ -55,8 +55,9 @@ type Manifest struct {
 	ImagePolicy   *BrokerResource // a containers-policy.json that every image must satisfy; nil: not at a broker
 	InlinePolicy  *InlinePolicy   // the same in the manifest itself; with neither, digests alone count
 	Brokers       []Broker        // every one that a resource names, and those that only "kbs" lists
-	Registries    []Registry      // what is said of some registries; others may be used as well
+	Registries    []Registry      // what is said of some registries and web servers; others may be used as well
 	Lookaside     []Lookaside     // where simple signatures are kept
+	Stores        []Store         // what is said of some stores of files; others may be used as well
 	Logs          string          // "sealed" or "host": where the workload's output goes
 
 	// Consumers are the PKIX keys (DER) of Cocos' result_consumers. This build cannot seal to them: such a manifest
@@ -66,24 +67,31 @@ type Manifest struct {
 	raw []byte
 }
 
-// Resource is one image, the algorithm or a dataset.
+// Resource is one image, the algorithm or a dataset, or a dataset's file.
 type Resource struct {
-	Type      string // "oci-image"
-	URI       string // docker://host[:port]/repository[:tag][@sha256:…], as written
-	Encrypted bool   // a layer in clear is refused; Broker is set then
+	Type      string // "oci-image", or of a file: "s3", "gcs", "https", "http"
+	URI       string // docker://host[:port]/repository[:tag][@sha256:…], s3://bucket/key, gs://bucket/name, https://…, as written
+	Encrypted bool   // what is in clear is refused; Broker is set then
 	KeyPath   string // repository/type/tag at the broker, also where it is written as kbs:///…; empty (Cocos' spellings only): the image says
 	Broker    string // URL of one of Manifest.Brokers; empty unless Encrypted
-	Filename  string // of a dataset below /cocos/datasets; empty: as in the image
+	Filename  string // of a dataset below /cocos/datasets; empty: as in the image or the archive
 
 	// Of the one regular file in a dataset's image; nil: not given. Parse cannot check them: whoever unpacks the
-	// image must, and must fail where there is more than one file.
+	// image must, and must fail where there is more than one file. Of a resource that is a file: of that, decrypted and not yet
+	// decompressed.
 	SHA256, SHA3_256 []byte
 
-	Decompress bool // always false in this build
+	Decompress bool // the file is an archive whose entries are the dataset
 }
 
-// Pinned reports whether the URI names a digest.
-func (r Resource) Pinned() bool { return strings.Contains(r.URI, "@sha256:") }
+// Pinned reports whether it is settled what the bytes are: by a digest in an image's URI, by a digest of a file, or by a file's encryption,
+// which nobody makes who has not the key.
+func (r Resource) Pinned() bool {
+	if r.IsFile() {
+		return r.Encrypted || r.SHA256 != nil || r.SHA3_256 != nil
+	}
+	return strings.Contains(r.URI, "@sha256:")
+}
 
 // Workload is how the algorithm is run; what is empty comes from the image's config.
 type Workload struct {
@@ -149,7 +157,8 @@ type Broker struct {
 	KeyType string
 }
 
-// Registry is what is said of a registry, or of a mirror of one: one of these at least.
+// Registry is what is said of a registry, or of a mirror of one: one of these at least. Its certificates are also those of a web server or a
+// store of that host.
 type Registry struct {
 	Host string // host[:port], as in URIs
 	CA   []byte // PEM; empty: not pinned
@@ -179,7 +188,7 @@ func (m *Manifest) Raw() []byte { return m.raw }
 func (m *Manifest) SHA384() [48]byte { return sha512.Sum384(m.raw) }
 
 // Parse reads a manifest in any of the three spellings. allow says what the image permits beyond the strict default:
-// "tag" references without a digest, "http" brokers over plain http; nil permits nothing. An error is Problems.
+// "tag" references and files without a digest, "http" brokers and files over plain http; nil permits nothing. An error is Problems.
 func Parse(b []byte, allow func(string) bool) (*Manifest, error) {
 	m, _, err := parse(b, allow)
 	return m, err
@@ -190,7 +199,7 @@ func parse(b []byte, allow func(string) bool) (*Manifest, []*node, error) {
 	if allow == nil {
 		allow = func(string) bool { return false }
 	}
-	r := &reader{allow: allow, places: map[*Resource]place{}}
+	r := &reader{allow: allow, places: map[*Resource]place{}, objects: map[*Resource]fileAt{}}
 	root := r.tree(b)
 	if len(r.problems) > 0 {
 		return nil, nil, r.problems

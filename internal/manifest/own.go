@@ -21,6 +21,7 @@ func (r *reader) own(o *object, m *Manifest) {
 	var wishes []wish
 	if a := r.algorithm(o); a != nil {
 		res := r.where(a, false)
+		r.noFile(res)
 		a.later("sha256", "sha3_256") // of which file? the digest says more
 		r.keyPath(a, res)
 		wishes = append(wishes, wish{res, a.n.path, r.broker(a, true)})
@@ -31,9 +32,12 @@ func (r *reader) own(o *object, m *Manifest) {
 		if d := r.object(n); d != nil {
 			res := r.where(d, false)
 			r.filename(d, res, taken)
-			r.keyPath(d, res)
+			if !res.IsFile() {
+				r.keyPath(d, res) // of a file, file asks
+			}
 			res.SHA256, res.SHA3_256 = r.hexDigest(d, "sha256", 32), r.hexDigest(d, "sha3_256", 32)
-			r.decompress(d)
+			res.Decompress = d.flag("decompress", false)
+			r.file(d, res, taken)
 			d.later("path")
 			wishes = append(wishes, wish{res, n.path, r.broker(d, true)})
 			d.done()
@@ -44,6 +48,7 @@ func (r *reader) own(o *object, m *Manifest) {
 	r.limits(o.child("resources"), m)
 	r.results(o.child("results"), m)
 	r.registries(o, m, general)
+	r.stores(o, m, general)
 	r.images(o, m, general)
 	r.guestAPI(o.child("guest_api"), m, general)
 	r.sealed(o, m, general)

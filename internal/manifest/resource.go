@@ -56,7 +56,7 @@ func (r *reader) where(o *object, onlySource bool) *Resource {
 		res.KeyPath, r.places[res] = at.path, at
 	}
 	if ok && !res.Encrypted {
-		// Taking it for a plain image would let a registry swap the encrypted one for it.
+		// Taking it for a plain one would let a registry swap the encrypted one for it.
 		r.problem(src.path("encrypted"), `is not true, and kbs_resource_path names a key; say "encrypted": true or drop the key`)
 	}
 	return res
@@ -82,10 +82,10 @@ func (r *reader) source(src *object, res *Resource, uriKey string) {
 	switch res.Type {
 	case "oci-image":
 	case "s3", "gcs", "https", "http":
-		r.problem(path, "%.200q: sources of type %s are not supported in this build; want oci-image", res.URI, res.Type)
+		r.objects[res] = fileAt{src, path}
 		return
 	default:
-		r.problem(src.path("type"), "%.40q: want oci-image", res.Type)
+		r.problem(src.path("type"), "%.40q: want oci-image, s3, gcs, https or http", res.Type)
 		return
 	}
 	pinned, err := checkReference(res.URI)

@@ -40,6 +40,7 @@ type reader struct {
 	problems   Problems
 	references []*node // the strings that name images
 	places     map[*Resource]place
+	objects    map[*Resource]fileAt
 
 	b      []byte
 	d      *json.Decoder

@@ -37,7 +37,10 @@ func (s *Statement) check() error {
 	must(slices.Contains(Reasons, p.Reason), "predicate.reason: %.40q is unknown", p.Reason)
 	for i, m := range p.Images {
 		must(isDigest(m.Digest), "predicate.images[%d].digest: %.80q is not sha256:HEX", i, m.Digest)
-		must(isDigest(m.ConfigDigest), "predicate.images[%d].config_digest: %.80q is not sha256:HEX", i, m.ConfigDigest)
+		file := m.Content != ""
+		must(file || isDigest(m.ConfigDigest), "predicate.images[%d].config_digest: %.80q is not sha256:HEX", i, m.ConfigDigest)
+		must(!file || isDigest(m.Content), "predicate.images[%d].content_digest: %.80q is not sha256:HEX", i, m.Content)
+		must(!file || m.ConfigDigest == "" && len(m.Layers) == 0, "predicate.images[%d]: is a file by its content_digest, and has a config or layers", i)
 		for j, l := range m.Layers {
 			must(isDigest(l), "predicate.images[%d].layers[%d]: %.80q is not sha256:HEX", i, j, l)
 		}

@@ -51,13 +51,14 @@ type Predicate struct {
 	Notes          []string `json:"notes"`    // what was laxer than the strict default, in words
 }
 
-// Image is one image that the run used, as it was resolved.
+// Image is one image that the run used, as it was resolved; or one file, which has Content, and neither ConfigDigest nor Layers.
 type Image struct {
-	Name         string   `json:"name"` // algorithm, datasets[0], …
-	URI          string   `json:"uri"`  // as in the manifest
-	Digest       string   `json:"digest"`
-	ConfigDigest string   `json:"config_digest"`
-	Layers       []string `json:"layers"` // digests of the blobs as fetched
+	Name         string   `json:"name"`   // algorithm, datasets[0], …
+	URI          string   `json:"uri"`    // as in the manifest; of a file, without a query
+	Digest       string   `json:"digest"` // of a file: of its bytes as fetched
+	ConfigDigest string   `json:"config_digest,omitempty"`
+	Content      string   `json:"content_digest,omitempty"` // of the file, decrypted and not yet decompressed
+	Layers       []string `json:"layers"`                   // digests of the blobs as fetched
 	Encrypted    bool     `json:"encrypted"`
 	Pinned       bool     `json:"pinned"`
 	PlainHTTP    bool     `json:"plain_http"`

@@ -118,6 +118,32 @@ func TestNewStatementReportsAllProblems(t *testing.T) {
 	}
 }
 
+// TestFilesInAStatement: one is told from an image by its content, and is never half of each.
+func TestFilesInAStatement(t *testing.T) {
+	sum := "sha256:" + strings.Repeat("55", 32)
+	for name, c := range map[string]struct {
+		entry Image
+		want  string // "": taken
+	}{
+		"a file":               {Image{Digest: sum, Content: sum}, ""},
+		"neither":              {Image{Digest: sum}, "images[0].config_digest"},
+		"of no digest":         {Image{Content: sum}, "images[0].digest"},
+		"of another hash":      {Image{Digest: sum, Content: "sha512:00"}, "images[0].content_digest"},
+		"a file with a config": {Image{Digest: sum, Content: sum, ConfigDigest: sum}, "images[0]: is a file"},
+		"a file with layers":   {Image{Digest: sum, Content: sum, Layers: []string{sum}}, "images[0]: is a file"},
+	} {
+		p := predicate()
+		p.Images = []Image{c.entry}
+		b, err := NewStatement(p, make([]byte, 32))
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+		if err == nil && (strings.Contains(string(b), "config_digest") || !strings.Contains(string(b), `"content_digest":"`+sum)) {
+			t.Errorf("%s: %s", name, b)
+		}
+	}
+}
+
 func TestParseReceiptRefuses(t *testing.T) {
 	good, err := NewReceipt(statement(t), "snp", json.RawMessage(`{}`))
 	if err != nil {
