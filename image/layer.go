@@ -248,10 +248,6 @@ func (p *passage) fault(format string, err error) error {
 	return fmt.Errorf("%w: %s: %w", ErrFormat, format, err)
 }
 
-func (p *passage) checked(format string, r io.Reader) io.Reader {
-	return &checkedFormat{p, format, r}
-}
-
 // checkedFormat is a decompressor that blames whom it should.
 type checkedFormat struct {
 	*passage
