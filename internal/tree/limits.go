@@ -12,7 +12,7 @@ type Limits struct {
 	Entries int    // entries of all archives, and directories that none names; default 1 Mi
 	Name    int    // bytes of a path; default 4096
 	Depth   int    // components of a path; default 128
-	Ratio   int    // uncompressed bytes to compressed ones ([Tree.Compressed]) behind the first 64 MiB; default 1000
+	Ratio   int    // uncompressed bytes to compressed ones ([Tree.Compressed]) behind the first 64 MiB; default 1100
 	Chown   bool   // keep the archive's owners; needs root. Otherwise all is the caller's
 	XAttrs  XAttrs // which extended attributes are kept; default none
 	Pool    *Pool  // bounds the files of several trees together; nil: only Bytes does
@@ -33,7 +33,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.Entries, 1<<20)
 	set(&l.Name, 4096)
 	set(&l.Depth, 128)
-	set(&l.Ratio, 1000)
+	set(&l.Ratio, 1100) // deflate makes at most 1032 of one, so that an image of zeros under gzip is still an image
 	return l
 }
 
