@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/ampoule-vm/ampoule/internal/tree"
 	"github.com/ampoule-vm/ampoule/internal/tree/treetest"
 )
 
@@ -187,6 +188,30 @@ func TestMirrorsThatLieAboutALayer(t *testing.T) {
 		if !bad && err != nil || bad && !errors.Is(err, ErrDigest) {
 			t.Errorf("%s: error %v", name, err)
 		}
+	}
+}
+
+// TestWhatALyingMirrorTookIsGivenBack: the room that all images share is as large as this one's file, and the mirror's lie shows at its end.
+func TestWhatALyingMirrorTookIsGivenBack(t *testing.T) {
+	const size = 1 << 20
+	s, m := newShelf(t), newShelf(t)
+	uri := s.image(t, "v1", plain{treetest.Tar(t, treetest.File("f", string(random(size)))), ociLayer})
+	m.docs, m.reply = s.docs, func(w http.ResponseWriter, r *http.Request, b []byte) bool {
+		if len(b) < size {
+			return false
+		}
+		w.Write(garble(b, true, len(b)-1))
+		return true
+	}
+	i, err := Resolve(t.Context(), uri, Options{PlainHTTP: true, Mirrors: []Mirror{{At: m.host, PlainHTTP: true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Unpack(t.Context(), filepath.Join(t.TempDir(), "root"), nil, Limits{Pool: tree.NewPool(size)}, nil); err != nil {
+		t.Error(err)
+	}
+	if m.hits[i.Layers[0].Digest] != 1 || s.hits[i.Layers[0].Digest] != 1 {
+		t.Errorf("the layer was asked %d times of the mirror and %d of the registry, want 1 and 1", m.hits[i.Layers[0].Digest], s.hits[i.Layers[0].Digest])
 	}
 }
 

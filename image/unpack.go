@@ -69,6 +69,11 @@ func (i *Image) unpack(ctx context.Context, dir string, keys Keys, lim Limits, p
 		return fail(-1, err)
 	}
 	defer t.Close()
+	defer func() {
+		if err != nil { // it may begin anew, without a mirror that lied
+			t.GiveBack()
+		}
+	}()
 
 	select {
 	case i.mem.turns <- struct{}{}:

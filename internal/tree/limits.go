@@ -41,6 +41,7 @@ func (l Limits) withDefaults() Limits {
 type budget struct {
 	bytes   int64 // of uncompressed archive
 	content int64 // of files; sparse ones are larger than their archive
+	pooled  int64 // taken of the limits' Pool
 	entries int
 	packed  atomic.Int64 // compressed bytes so far, or 0: nothing is compressed
 }
@@ -92,5 +93,6 @@ func (t *Tree) contain(n int64) error {
 	if t.budget.content -= n; n < 0 || t.budget.content < 0 {
 		return fmt.Errorf("%w: the files have more than %d bytes", ErrTooBig, t.lim.Bytes)
 	}
+	t.budget.pooled += n
 	return t.lim.Pool.take(n)
 }

@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 )
 
-// A Pool is room that several trees have together. Its methods may be called from several goroutines; nothing is given back.
+// A Pool is room that several trees have together. Its methods may be called from several goroutines.
 type Pool struct {
 	size int64
 	left atomic.Int64
@@ -24,4 +24,13 @@ func (p *Pool) take(n int64) error {
 		return nil
 	}
 	return fmt.Errorf("%w: all files together have more than %d bytes", ErrTooBig, p.size)
+}
+
+// GiveBack returns what the tree has taken of its limits' Pool, whether there was room for it or not: for a tree that is thrown away and
+// made again.
+func (t *Tree) GiveBack() {
+	if p := t.lim.Pool; p != nil {
+		p.left.Add(t.budget.pooled)
+	}
+	t.budget.pooled = 0
 }
