@@ -35,6 +35,15 @@ func Initramfs(ctx context.Context, o Options) ([]byte, *InitInfo, error) {
 	return packed, info, err
 }
 
+// inlined are the packages whose functions the compiler may inline. Elsewhere that is 700 kB of code that runs once: only what every
+// byte of an image goes through is worth it, and the runtime.
+var inlined = []string{
+	"runtime", "runtime/...", "internal/runtime/...", "internal/abi", "internal/bytealg", "sync", "sync/atomic", "internal/sync",
+	"crypto/internal/fips140/...", "crypto/cipher", "crypto/subtle", "crypto/sha256", "crypto/aes", "crypto/hmac", "math/big", "math/bits",
+	"golang.org/x/crypto/...", "github.com/klauspost/compress/...", "archive/tar", "bufio", "bytes", "hash/crc32", "io", "slices",
+	"github.com/ampoule-vm/ampoule/image", "github.com/ampoule-vm/ampoule/internal/inflate", "github.com/ampoule-vm/ampoule/internal/tree",
+}
+
 // buildInit compiles one main package of the module in dir for the guest. Neither the directory nor the machine's
 // settings for Go leave a trace in the result.
 func buildInit(ctx context.Context, dir, pkg string, tags []string) ([]byte, *InitInfo, error) {
@@ -44,11 +53,15 @@ func buildInit(ctx context.Context, dir, pkg string, tags []string) ([]byte, *In
 	}
 	defer os.RemoveAll(tmp)
 	path := filepath.Join(tmp, "init")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
+	args := []string{"build", "-trimpath", "-buildvcs=false",
 		// Registries and brokers speak HTTP/1.1: one parser less that faces the host. "guest" leaves out what makes images.
 		"-tags", strings.Join(append([]string{"nethttpomithttp2", "guest"}, tags...), ","),
 		"-ldflags", fmt.Sprintf("-s -w -buildid= -X main.buildTime=%d", kernelconfig.Pin.Date.Unix()),
-		"-o", path, pkg)
+		"-o", path, "-gcflags=all=-l"}
+	for _, pattern := range inlined {
+		args = append(args, "-gcflags="+pattern+"=") // the last that matches a package counts
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
 	cmd.Dir = dir
 	cmd.Env = goEnviron(os.Environ())
 	var stderr bytes.Buffer
