@@ -101,15 +101,8 @@ func (h *host) start(rep *Report) (*process, error) {
 	}
 	defer consoleIn.Close()
 	p := &process{exited: make(chan struct{}), signs: make(chan End, 4)}
-	d := Devices{
-		Kernel: h.cfg.Kernel, Initrd: h.cfg.Initrd, Cmdline: h.cfg.commandLine(), UserNet: h.cfg.UserNet, Azure: h.cfg.Azure,
-		SwapDisk: h.cfg.SwapDisk,
-		// Not the file itself: a guest could fill the disk.
-		Console: fmt.Sprintf("/dev/fd/%d", consoleFD),
-	}
-	if h.cfg.SwapMiB > 0 {
-		d.Swap = filepath.Join(h.cfg.Dir, SwapFile)
-	}
+	d := h.cfg.devices()
+	d.Console = fmt.Sprintf("/dev/fd/%d", consoleFD) // not the file itself: a guest could fill the disk
 	extra := append([]*os.File{consoleIn}, h.vsock.plug(&d, consoleFD+1)...)
 	cmd := exec.Command(h.cfg.QEMU, h.cfg.Shape.Args(d)...)
 	d.Console = rep.ConsolePath

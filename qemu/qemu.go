@@ -50,6 +50,7 @@ type Config struct {
 	HostData                [32]byte
 	Simulated               bool          // serve the simulated secure processor on vsock port psp.Port
 	TEE                     evidence.Kind // what it plays: evidence.SNP, which "" is as well, or evidence.TDX
+	Hardware                *TEE          // nil: an ordinary VM. Its InitData is HostData
 	PSPDir                  string        // where its chip is kept
 	UserNet                 bool          // see Devices
 	Azure                   *Azure        // see Devices
@@ -103,6 +104,37 @@ func (cfg *Config) commandLine() string {
 	return cfg.Cmdline
 }
 
+// Command is QEMU's command line for a shell, without our end of the vsock.
+func (cfg *Config) Command() string {
+	shape := cfg.Shape
+	if cfg.Hardware != nil {
+		shape.Accel = KVM
+	}
+	program := cfg.QEMU
+	if program == "" {
+		program = DefaultBinary
+	}
+	d := cfg.devices()
+	d.Console = filepath.Join(cfg.Dir, ConsoleFile)
+	return ShellCommand(program, shape.Args(d))
+}
+
+// devices are all but the console and the vsock.
+func (cfg *Config) devices() Devices {
+	d := Devices{
+		Kernel: cfg.Kernel, Initrd: cfg.Initrd, Cmdline: cfg.commandLine(), UserNet: cfg.UserNet, Azure: cfg.Azure, SwapDisk: cfg.SwapDisk,
+	}
+	if cfg.SwapMiB > 0 {
+		d.Swap = filepath.Join(cfg.Dir, SwapFile)
+	}
+	if cfg.Hardware != nil {
+		t := *cfg.Hardware
+		t.InitData = cfg.HostData
+		d.TEE = &t
+	}
+	return d
+}
+
 // Measurement predicts what the simulated processor will report for cfg.
 func (cfg *Config) Measurement() (evidence.Measurement, error) {
 	l := measure.Launch{Cmdline: cfg.commandLine(), VCPUs: cfg.Shape.VCPUs}
@@ -135,6 +167,11 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if cfg.Shape.Accel == "" {
 		cfg.Shape.Accel = Probe(ctx, cfg.QEMU)
 	}
+	if cfg.Hardware != nil {
+		if err := cfg.Hardware.check(cfg.Shape); err != nil {
+			return nil, err
+		}
+	}
 	h, err := newHost(ctx, &cfg)
 	if err != nil {
 		return nil, err
@@ -155,8 +192,10 @@ func (cfg *Config) prepare() error {
 	switch {
 	case cfg.TEE != "" && cfg.TEE != evidence.SNP && cfg.TEE != evidence.TDX:
 		return fmt.Errorf("TEE %q: want %s, %s or none", cfg.TEE, evidence.SNP, evidence.TDX)
-	case cfg.TEE == evidence.TDX && !cfg.Simulated:
-		return fmt.Errorf("TEE %q: this launcher can only simulate it", cfg.TEE)
+	case cfg.TEE != "" && !cfg.Simulated:
+		return fmt.Errorf("TEE %q: is for the simulated processor, which was not asked for", cfg.TEE)
+	case cfg.Hardware != nil && cfg.Simulated:
+		return fmt.Errorf("TEE %s: either on hardware or simulated", cfg.Hardware.Kind)
 	}
 	if cfg.QEMU == "" {
 		cfg.QEMU = DefaultBinary

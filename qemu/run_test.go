@@ -221,14 +221,16 @@ func TestRunRefuses(t *testing.T) {
 		change func(*Config)
 		want   string
 	}{
-		"no such QEMU":        {func(c *Config) { c.QEMU = "no-such-qemu" }, "apt install qemu-system-x86"},
-		"no vCPUs":            {func(c *Config) { c.Shape.VCPUs = 0 }, "vCPUs"},
-		"little memory":       {func(c *Config) { c.Shape.MemoryMiB = 64 }, "memory"},
-		"little for OVMF":     {func(c *Config) { c.Shape.MemoryMiB, c.Shape.Firmware = 128, "f" }, "OVMF"},
-		"an accelerator":      {func(c *Config) { c.Shape.Accel = "hvf" }, "accelerator"},
-		"a kernel to measure": {func(c *Config) { c.Simulated = true }, "measure launch"},
-		"a TEE":               {func(c *Config) { c.Simulated, c.TEE = true, "sgx" }, `TEE "sgx"`},
-		"a real TDX":          {func(c *Config) { c.TEE = evidence.TDX }, "only simulate"},
+		"no such QEMU":            {func(c *Config) { c.QEMU = "no-such-qemu" }, "apt install qemu-system-x86"},
+		"no vCPUs":                {func(c *Config) { c.Shape.VCPUs = 0 }, "vCPUs"},
+		"little memory":           {func(c *Config) { c.Shape.MemoryMiB = 64 }, "memory"},
+		"little for OVMF":         {func(c *Config) { c.Shape.MemoryMiB, c.Shape.Firmware = 128, "f" }, "OVMF"},
+		"an accelerator":          {func(c *Config) { c.Shape.Accel = "hvf" }, "accelerator"},
+		"a kernel to measure":     {func(c *Config) { c.Simulated = true }, "measure launch"},
+		"a TEE":                   {func(c *Config) { c.Simulated, c.TEE = true, "sgx" }, `TEE "sgx"`},
+		"a real TDX":              {func(c *Config) { c.Hardware = &TEE{Kind: evidence.TDX} }, "takes KVM"},
+		"a real and a false one":  {func(c *Config) { c.Simulated, c.Hardware = true, &TEE{Kind: evidence.SNP} }, "either on hardware or simulated"},
+		"a part without a player": {func(c *Config) { c.TEE = evidence.TDX }, "which was not asked for"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tmp(t)

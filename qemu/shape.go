@@ -33,6 +33,7 @@ type Devices struct {
 	Swap                    string // raw image of a disk that the guest may swap to; "" is none
 	SwapDisk                string // what that disk is to be called there: vda, sda or nvme0n1
 	Azure                   *Azure // nil: no TPM, and nothing answers as a cloud's metadata service
+	TEE                     *TEE   // nil: not a confidential VM
 }
 
 // Azure is what surrounds a guest of a paravisor, for tests: a TPM, and the metadata service at 169.254.169.254. The
@@ -60,10 +61,16 @@ func (s Shape) Args(d Devices) []string {
 	if s.Accel == KVM {
 		cpu, accel = "host", "kvm"
 	}
+	machine := "q35,memory-backend=mem0,vmport=off,hpet=off"
+	var object []string
+	if d.TEE != nil {
+		o, more, model := d.TEE.object()
+		object, machine, cpu = []string{"-object", o}, machine+more, model
+	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		// vhost-user needs guest memory that another process can map.
-		"-machine", "q35,memory-backend=mem0,vmport=off,hpet=off",
+		"-machine", machine,
 		"-object", fmt.Sprintf("memory-backend-memfd,id=mem0,size=%dM,share=on", s.MemoryMiB),
 		"-m", strconv.Itoa(s.MemoryMiB),
 		"-accel", accel,
@@ -72,6 +79,7 @@ func (s Shape) Args(d Devices) []string {
 		"-chardev", "file,id=console,path=" + quoteOption(d.Console),
 		"-serial", "chardev:console",
 	}
+	args = append(args, object...)
 	if s.Firmware != "" {
 		args = append(args, "-bios", s.Firmware)
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -27,6 +28,10 @@ func TestArgsAreGolden(t *testing.T) {
 		{"swap on virtio", Shape{VCPUs: 1, MemoryMiB: 512, Accel: TCG}, Devices{Kernel: "k", Initrd: "i", Console: "c", Swap: "out,1/swap.img", SwapDisk: "vda"}},
 		{"swap on SCSI", Shape{VCPUs: 1, MemoryMiB: 512, Accel: TCG}, Devices{Kernel: "k", Initrd: "i", Console: "c", Swap: "s", SwapDisk: "sda"}},
 		{"swap on NVMe", Shape{VCPUs: 1, MemoryMiB: 512, Accel: TCG}, Devices{Kernel: "k", Initrd: "i", Console: "c", Swap: "s", SwapDisk: "nvme0n1"}},
+		{"SEV-SNP", Shape{VCPUs: 2, MemoryMiB: 2048, Firmware: "OVMF.amdsev.fd", Accel: KVM}, Devices{Kernel: "k", Initrd: "i", Cmdline: "c", Console: "c", VhostFD: 4, CID: 7,
+			TEE: &TEE{Kind: evidence.SNP, InitData: [32]byte{1, 2, 3}, IDBlock: []byte{4}, IDAuth: []byte{5}}}},
+		{"TDX", Shape{VCPUs: 2, MemoryMiB: 2048, Firmware: "OVMF.inteltdx.fd", Accel: KVM}, Devices{Kernel: "k", Initrd: "i", Cmdline: "c", Console: "c", VhostFD: 4, CID: 7,
+			TEE: &TEE{Kind: evidence.TDX, InitData: [32]byte{1, 2, 3}, QGS: "vsock:2:4050"}}},
 		{"no vsock", Shape{VCPUs: 1, MemoryMiB: 512, Accel: TCG}, Devices{Kernel: "k", Initrd: "i", Console: "c"}},
 	} {
 		b.WriteString("# " + c.name + "\n" + ShellCommand("qemu-system-x86_64", c.s.Args(c.d)) + "\n")

@@ -28,13 +28,16 @@ With --dry-run nothing starts: the launch measurement and the manifest's initdat
 broker's policy names, are printed.
 With --broker-log the embedded broker's answer is explained when it refuses: what it expected, and what the guest has.
 Simulation images get a simulated secure processor; --out/test-root.pem is its root, for ampoule verify and kbs.
+Production images run on SEV-SNP or TDX hardware, with KVM, a firmware for it (--firmware) and QEMU 10 (SEV-SNP) or 10.1
+(TDX). --dry-run then prints QEMU's command line; ampoule doctor tells what a machine lacks.
 
 With --swap the VM gets a disk, which is a sparse file in --out while it runs, for images larger than its memory.
 
 Examples:
   ampoule run --image out/simulation --manifest job.json --out out/job --dry-run
   ampoule run --image out/simulation --manifest job.json --out out/job
-  ampoule run --image out/simulation --manifest job.json --out out/job --firmware "" --json`
+  ampoule run --image out/simulation --manifest job.json --out out/job --firmware "" --json
+  ampoule run --image out/production --manifest job.json --out out/job --tee snp --firmware OVMF.amdsev.fd`
 
 // ovmf is where Debian's package ovmf has the firmware.
 const ovmf = "/usr/share/ovmf/OVMF.fd"
@@ -51,7 +54,8 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	fs.StringVar(&shape.Firmware, "firmware", ovmf, "OVMF image; empty for the SeaBIOS that QEMU brings")
 	swap := fs.Int("swap", 0, "size of a disk for the VM's encrypted swap, MiB, for an image that was built with --swap")
 	timeout := fs.Duration("timeout", time.Hour, "hard limit for the VM")
-	kind := fs.String("tee", string(evidence.SNP), "TEE to simulate: snp or tdx")
+	kind := fs.String("tee", string(evidence.SNP), "TEE to run in, or with a simulation image to simulate: snp or tdx")
+	tee := newTEEFlags(fs)
 	dry := fs.Bool("dry-run", false, "print what a policy has to allow, and start nothing")
 	brokerFile := fs.String("broker-log", "", "what ampoule kbs --audit writes, to say why it refused")
 	asJSON := fs.Bool("json", false, "print the outcome as JSON")
@@ -71,8 +75,9 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	if err != nil {
 		return fmt.Errorf("--image: %w", err)
 	}
-	if info.Profile != cmdline.Simulation {
-		return fmt.Errorf("--image %s: a %s image needs SEV-SNP hardware, which this version does not launch yet; build with --profile simulation", *image, info.Profile)
+	simulated := info.Profile == cmdline.Simulation
+	if simulated && tee.given() {
+		return usagef("--cpu, --qgs, --id-block and --id-auth: are for hardware, and %s is a simulation image", *image)
 	}
 	if err := haveFirmware(shape.Firmware); err != nil {
 		return err
@@ -96,8 +101,15 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 		return fmt.Errorf("%s: %w", *file, err)
 	}
 	cfg := imageConfig(*image, info, shape)
+	cfg.Simulated = simulated
 	cfg.Dir, cfg.Manifest, cfg.HostData, cfg.PSPDir, cfg.Timeout = *out, raw, manifest.InitdataDigest(manifest.Wrap(raw)), *pspDir, *timeout
 	cfg.SwapMiB, cfg.SwapDisk = *swap, o.Swap
+	if !simulated {
+		if cfg.Hardware, err = tee.hardware(evidence.Kind(*kind), std); err != nil {
+			return err
+		}
+		return runOn(ctx, cfg, doc, runFacts{Initdata: fmt.Sprintf("%x", cfg.HostData)}, *dry, *asJSON, *brokerFile, std)
+	}
 	cfg.TEE = evidence.Kind(*kind)
 	chip, err := psp.New(*pspDir)
 	if err != nil {
@@ -113,14 +125,22 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	if facts.Measurement, err = cfg.Measurement(); err != nil {
 		return err
 	}
-	if *dry {
-		if *asJSON {
+	return runOn(ctx, cfg, doc, facts, *dry, *asJSON, *brokerFile, std)
+}
+
+// runOn launches what has been prepared, or says what a policy has to allow for it.
+func runOn(ctx context.Context, cfg qemu.Config, doc *manifest.Manifest, facts runFacts, dry, asJSON bool, brokerFile string, std stdio) error {
+	if dry && cfg.Hardware != nil {
+		return launched(std, cfg, facts, asJSON)
+	}
+	if dry {
+		if asJSON {
 			return std.json(facts)
 		}
 		_, err := fmt.Fprintf(std.out, "measurement     %s\ninitdata-sha256 %s\n", facts.Measurement, facts.Initdata)
 		return err
 	}
-	broker, err := openBrokerLog(*brokerFile)
+	broker, err := openBrokerLog(brokerFile)
 	if err != nil {
 		return err
 	}
@@ -139,7 +159,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 			std.say("%s", explain(d, facts))
 		}
 	}
-	if *asJSON {
+	if asJSON {
 		facts.Outcome, facts.Result, facts.Receipt = report.Outcome, report.ResultPath, report.ReceiptPath
 		facts.Console, facts.Command = report.ConsolePath, report.Command
 		if err := std.json(facts); err != nil {
@@ -173,7 +193,7 @@ func testRoot(chip *psp.PSP, kind evidence.Kind) []byte {
 
 // runFacts is what run prints as JSON. A dry run has the first two alone.
 type runFacts struct {
-	Measurement evidence.Measurement `json:"measurement"`
+	Measurement evidence.Measurement `json:"measurement,omitzero"` // that the simulated processor will sign
 	Initdata    string               `json:"initdata_sha256"`
 	Outcome     *result.Event        `json:"outcome,omitempty"`
 	Result      string               `json:"result,omitempty"`

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"os"
@@ -20,25 +21,8 @@ import (
 func TestDryRun(t *testing.T) {
 	t.Setenv("PATH", "")
 	dir := t.TempDir()
-	line := mkimage.Cmdline(cmdline.Simulation, cmdline.Options{Allow: cmdline.Allow{"http": true}}, "")
-	info := mkimage.Info{Profile: cmdline.Simulation, Allow: []string{"http"}, Cmdline: line}
-	for _, f := range [][2]string{{mkimage.KernelFile, "kernel"}, {mkimage.InitramfsFile, "initramfs"}, {mkimage.CmdlineFile, line}} {
-		write(t, filepath.Join(dir, f[0]), []byte(f[1]))
-		sum := sha256.Sum256([]byte(f[1]))
-		if f[0] == mkimage.KernelFile {
-			info.Kernel.SHA256, info.Kernel.Size = hex.EncodeToString(sum[:]), int64(len(f[1]))
-		}
-		info.Files = append(info.Files, mkimage.File{Name: f[0], SHA256: hex.EncodeToString(sum[:]), Size: int64(len(f[1]))})
-	}
-	b, err := json.Marshal(info)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, filepath.Join(dir, mkimage.InfoFile), b)
-	raw := []byte(`{"version": 1, "algorithm": {"uri": "docker://registry.example/algorithm@sha256:` + strings.Repeat("2", 64) + `"}}`)
-	job := filepath.Join(dir, "job.json")
-	write(t, job, raw)
-
+	line := writeImage(t, dir, mkimage.Info{Profile: cmdline.Simulation, Allow: []string{"http"}}, cmdline.Options{Allow: cmdline.Allow{"http": true}})
+	raw, job := writeJob(t, dir)
 	out := filepath.Join(dir, "out")
 	var stdout, stderr bytes.Buffer
 	code := dispatch(t.Context(), []string{"run", "--image", dir, "--manifest", job, "--out", out, "--psp", filepath.Join(dir, "psp"),
@@ -55,6 +39,72 @@ func TestDryRun(t *testing.T) {
 	if len(got) != 2 || got["measurement"] != m.String() || got["initdata_sha256"] != hex.EncodeToString(init[:]) {
 		t.Errorf("printed %v, want measurement %s and initdata_sha256 %x", got, m, init)
 	}
+}
+
+// TestDryRunOnHardware prints QEMU's command line, with the manifest's digest where the TEE takes it.
+func TestDryRunOnHardware(t *testing.T) {
+	t.Setenv("PATH", "")
+	dir := t.TempDir()
+	writeImage(t, dir, mkimage.Info{Profile: cmdline.Production}, cmdline.Options{})
+	raw, job := writeJob(t, dir)
+	init := manifest.InitdataDigest(manifest.Wrap(raw))
+	firmware, block, auth := filepath.Join(dir, "OVMF.fd"), filepath.Join(dir, "block"), filepath.Join(dir, "auth")
+	write(t, firmware, []byte("firmware"))
+	write(t, block, bytes.Repeat([]byte{7}, 96))
+	write(t, auth, []byte(base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{8}, 4096))))
+	for name, c := range map[string]struct {
+		args []string
+		want []string
+	}{
+		"snp": {[]string{"--tee", "snp", "--cpu", "EPYC-Genoa", "--id-block", block, "--id-auth", auth}, []string{
+			"confidential-guest-support=tee0", "sev-snp-guest,id=tee0", "kernel-hashes=on,host-data=" + base64.StdEncoding.EncodeToString(init[:]),
+			"-cpu EPYC-Genoa", "-accel kvm", "id-block=BwcH", "id-auth=CAgI",
+		}},
+		"tdx": {[]string{"--tee", "tdx", "--qgs", "vsock:2:4050"}, []string{
+			`"qom-type":"tdx-guest"`, base64.StdEncoding.EncodeToString(append(init[:], make([]byte, 16)...)), "-cpu host", `"port":"4050"`,
+		}},
+	} {
+		var stdout, stderr bytes.Buffer
+		args := append([]string{"run", "--image", dir, "--manifest", job, "--out", filepath.Join(dir, "out"), "--firmware", firmware, "--dry-run"}, c.args...)
+		if code := dispatch(t.Context(), args, stdio{strings.NewReader(""), &stdout, &stderr}); code != 0 {
+			t.Fatalf("%s: exit code %d:\n%s", name, code, &stderr)
+		}
+		for _, want := range append(c.want, hex.EncodeToString(init[:])) {
+			if !strings.Contains(stdout.String(), want) {
+				t.Errorf("%s: %q is not in:\n%s", name, want, &stdout)
+			}
+		}
+	}
+}
+
+// writeImage makes what looks like an image in dir.
+func writeImage(t *testing.T, dir string, info mkimage.Info, o cmdline.Options) (line string) {
+	t.Helper()
+	line = mkimage.Cmdline(info.Profile, o, "")
+	info.Cmdline = line
+	for _, f := range [][2]string{{mkimage.KernelFile, "kernel"}, {mkimage.InitramfsFile, "initramfs"}, {mkimage.CmdlineFile, line}} {
+		write(t, filepath.Join(dir, f[0]), []byte(f[1]))
+		sum := sha256.Sum256([]byte(f[1]))
+		if f[0] == mkimage.KernelFile {
+			info.Kernel.SHA256, info.Kernel.Size = hex.EncodeToString(sum[:]), int64(len(f[1]))
+		}
+		info.Files = append(info.Files, mkimage.File{Name: f[0], SHA256: hex.EncodeToString(sum[:]), Size: int64(len(f[1]))})
+	}
+	b, err := json.Marshal(info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, mkimage.InfoFile), b)
+	return line
+}
+
+// writeJob makes a manifest in dir.
+func writeJob(t *testing.T, dir string) (raw []byte, path string) {
+	t.Helper()
+	raw = []byte(`{"version": 1, "algorithm": {"uri": "docker://registry.example/algorithm@sha256:` + strings.Repeat("2", 64) + `"}, "results": {"recipients": ["age1zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz"]}}`)
+	path = filepath.Join(dir, "job.json")
+	write(t, path, raw)
+	return raw, path
 }
 
 func write(t *testing.T, path string, b []byte) {
