@@ -48,7 +48,7 @@ type Manifest struct {
 	Algorithm     Resource
 	Datasets      []Resource
 	Workload      Workload
-	Network       string // "none"
+	Egress        []Egress // where the workload may connect to; none: loopback only
 	Resources     Resources
 	Results       Results
 	GuestAPI      GuestAPI
@@ -205,7 +205,6 @@ func parse(b []byte, allow func(string) bool) (*Manifest, []*node, error) {
 		return nil, nil, r.problems
 	}
 	m := &Manifest{
-		Network:  defaultNetwork,
 		Workload: Workload{Kind: defaultKind},
 		Results:  Results{Path: ResultsPath, LimitBytes: DefaultLimit, Sinks: []string{defaultSink}},
 		Logs:     defaultLogs,

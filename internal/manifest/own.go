@@ -138,11 +138,7 @@ func (r *reader) workload(o *object, m *Manifest) {
 	default:
 		r.problem(o.path("workload"), "%.40q is unknown; want oci", k)
 	}
-	if n := o.members["network"]; n != nil && n.kind != '"' {
-		o.later("network") // an egress list
-	} else if s := o.text("network"); s != "" && s != "none" {
-		r.problem(o.path("network"), "%.80q: not supported in this build; want none", s)
-	}
+	r.network(o, m)
 	w.Args = o.texts("args")
 	w.User, w.Cwd = o.text("user"), o.text("cwd")
 	if w.User != "" && (strings.Count(w.User, ":") > 1 || !word(strings.Replace(w.User, ":", "", 1), alnum+"_.-", "") || strings.HasSuffix(w.User, ":") || strings.HasPrefix(w.User, ":")) {
