@@ -328,8 +328,7 @@ func (r *run) execute(ctx context.Context) error {
 	}
 	defer r.secrets.zero()
 	if api := r.guestAPI(); api != nil {
-		spec.Listen = guestAPIAddress
-		spec.Serve = func(l net.Listener) {
+		spec.Services = append(spec.Services, workload.Service{Addr: guestAPIAddress, Serve: func(l net.Listener) {
 			defer func() {
 				if p := recover(); p != nil { // the workload can ask again, and learns nothing
 					r.private.Error("guest API", "panic", p)
@@ -338,7 +337,7 @@ func (r *run) execute(ctx context.Context) error {
 			if err := api.Serve(ctx, l); err != nil && !errors.Is(err, net.ErrClosed) {
 				r.private.Warn("guest API", "error", err)
 			}
-		}
+		}})
 	}
 	r.started = r.uptime()
 	out, err := r.runWorkload(ctx, spec)

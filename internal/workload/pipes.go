@@ -16,7 +16,7 @@ import (
 const (
 	specFD  = 3
 	faultFD = 4
-	passFD  = 5 // there only if Spec.Listen is set
+	passFD  = 5 // there only if there are Spec.Services
 )
 
 // What the stub says on faultFD: ready just before it becomes the program, which closes the descriptor; else why there
@@ -30,7 +30,7 @@ const (
 const maxFault = 4 << 10
 
 // pipes are the stub's files: /dev/null, stdout, stderr, the spec, one for its fault, and one on which it passes its
-// listener.
+// listeners.
 type pipes struct {
 	null               *os.File
 	out, err, spec, up pipe

@@ -27,13 +27,15 @@ type order struct {
 	UID, GID                              int
 	ScratchBytes                          int64
 	Files                                 []fileOrder
-	Listen                                string
+	Listen                                []string
 }
 
 func orderOf(s Spec) order {
 	o := order{Root: s.Root, Cwd: s.Cwd, Datasets: s.Datasets, Results: s.Results, Scratch: s.Scratch,
-		Args: s.Args, Env: s.Env, UID: s.UID, GID: s.GID, ScratchBytes: s.ScratchBytes,
-		Listen: s.Listen}
+		Args: s.Args, Env: s.Env, UID: s.UID, GID: s.GID, ScratchBytes: s.ScratchBytes}
+	for _, v := range s.Services {
+		o.Listen = append(o.Listen, v.Addr)
+	}
 	for _, f := range s.Files {
 		o.Files = append(o.Files, fileOrder{f.Path, f.Data})
 	}
@@ -81,7 +83,7 @@ func become(up io.Writer) error {
 		{"cgroup namespace", ownCgroup},
 		{"host name", func(*order) error { return unix.Sethostname([]byte("ampoule")) }},
 		{"loopback", func(*order) error { return loopbackUp() }},
-		{"listen", passListener},
+		{"listen", passListeners},
 		{"root", makeRoot},
 		{"signals", func(*order) error { return defaultSignals() }},
 		{"limits", func(*order) error { return setLimits() }},

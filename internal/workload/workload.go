@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strconv"
 	"syscall"
@@ -35,11 +34,7 @@ type Spec struct {
 
 	Files []File // laid over the image, read-only, for UID alone to read
 
-	// Listen is a loopback address and port, like 127.0.0.1:8006, at which Serve answers the sandbox; "" is none. It is
-	// bound before the program starts, so that the program finds it and cannot take it. Serve runs in a goroutine of its
-	// own and must return soon after its listener is closed, which Run does when the program has ended.
-	Listen string
-	Serve  func(net.Listener)
+	Services []Service // that answer the program on loopback; at most 128
 
 	ScratchBytes int64 // what may be written besides results, /tmp and /dev/shm included; 0: half of the memory
 	MemoryBytes  int64 // of all processes, and of what they write, 8 MiB or more; 0: no limit but the machine's
@@ -82,7 +77,7 @@ func Run(ctx context.Context, r *guest.Reaper, s Spec) (out Outcome, err error) 
 	}
 	defer group.remove()
 
-	p, err := newPipes(s.Listen != "")
+	p, err := newPipes(len(s.Services) > 0)
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -141,13 +136,9 @@ func (s *Spec) check() error {
 		return fmt.Errorf("%w: its limit is %d processes and threads; the sandbox itself needs %d", ErrProgram, s.PIDs, minPIDs)
 	case s.MemoryBytes != 0 && s.MemoryBytes < minMemory:
 		return fmt.Errorf("%w: its limit is %d bytes of memory; the sandbox itself needs %d", ErrProgram, s.MemoryBytes, minMemory)
-	case (s.Listen == "") != (s.Serve == nil):
-		return errors.New("sandbox: want both of Listen and Serve, or neither")
 	}
-	if s.Listen != "" {
-		if err := checkListen(s.Listen); err != nil {
-			return err
-		}
+	if err := checkServices(s.Services); err != nil {
+		return err
 	}
 	return checkFiles(s.Files)
 }
