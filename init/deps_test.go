@@ -117,6 +117,7 @@ func TestBudget(t *testing.T) {
 // The guest's and the host's side meet in the leaves only: manifest, evidence, result, cmdline, image.
 var arrows = map[string]string{
 	"internal/cmdline":             "",
+	"internal/egress":              "",
 	"internal/evidence":            "",
 	"internal/manifest":            "",
 	"internal/result":              "",
@@ -159,7 +160,7 @@ var arrows = map[string]string{
 	"test/probe":                   "",
 	"test/quoter":                  "internal/guest",
 	"test/bridge":                  "",
-	"init": "image internal/cmdline internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/object internal/registryauth internal/secret internal/result internal/sink internal/source " +
+	"init": "image internal/cmdline internal/egress internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/object internal/registryauth internal/secret internal/result internal/sink internal/source " +
 		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/tree internal/workload",
 	"cmd/ampoule": "image mkimage qemu internal/bench internal/cmdline internal/debian internal/demo internal/evidence internal/imagepolicy internal/kbs " +
 		"internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/object " +

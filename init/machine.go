@@ -10,6 +10,7 @@ import (
 
 	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/egress"
 	"github.com/ampoule-vm/ampoule/internal/guest"
 	"github.com/ampoule-vm/ampoule/internal/kbs"
 	"github.com/ampoule-vm/ampoule/internal/object"
@@ -38,6 +39,7 @@ type machine struct {
 	unpack        func(context.Context, *image.Image, string, image.Keys, image.Limits, func(int64)) error
 	unpackFile    func(context.Context, *object.Object, string, object.Want, image.Limits, func(int64)) error
 	runWorkload   func(context.Context, workload.Spec) (workload.Outcome, error)
+	outside       egress.Outside // where the workload's connections go, if it is let out
 	boundResults  func(dir string, bytes int64) error
 	swap          func(ctx context.Context, disk string, free int64) (int64, error) // makes swap space of it, of so many bytes
 	memory        func() (room, error)                                              // free for images and results
@@ -95,6 +97,7 @@ func newMachine() *machine {
 		runWorkload: func(ctx context.Context, s workload.Spec) (workload.Outcome, error) {
 			return workload.Run(ctx, reaper, s)
 		},
+		outside:      egress.Internet,
 		boundResults: boundResults,
 		swap:         guest.Swap,
 		memory:       func() (room, error) { return readRoom("/proc/meminfo") },

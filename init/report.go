@@ -322,6 +322,9 @@ func (r *run) notes() []string {
 			notes = append(notes, in.name+" came from a registry over plain http")
 		}
 	}
+	if note := r.egressNote(); note != "" {
+		notes = append(notes, note)
+	}
 	for _, b := range r.doc.Brokers {
 		if isPlainHTTP(b.URL) {
 			notes = append(notes, "key broker "+b.URL+" was asked over plain http")

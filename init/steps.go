@@ -180,6 +180,9 @@ func (r *run) swap(ctx context.Context) error {
 const diskWait = 20 * time.Second
 
 func (r *run) resolve(ctx context.Context) error {
+	if err := r.checkEgress(); err != nil {
+		return because(result.BadManifest, err)
+	}
 	r.inputs = inputsOf(r.doc)
 	if err := r.admit(ctx); err != nil {
 		return err
@@ -339,9 +342,14 @@ func (r *run) execute(ctx context.Context) error {
 			}
 		}})
 	}
+	report, err := r.openGate(ctx, &spec)
+	if err != nil {
+		return because(result.Internal, err)
+	}
 	r.started = r.uptime()
 	out, err := r.runWorkload(ctx, spec)
 	r.ended = r.uptime()
+	report()
 	switch {
 	case errors.Is(err, workload.ErrProgram):
 		return err
