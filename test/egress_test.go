@@ -121,7 +121,9 @@ func TestEgress(t *testing.T) {
 		"http://service.test:" + named:           "200 I am service.test:" + named,
 		"direct=http://service.test:" + named:    "200 I am service.test:" + named,
 		"http://10.0.2.2:" + numbered:            "200 I am 10.0.2.2:" + numbered,
-		"direct=http://10.0.2.2:" + numbered:     "Network is unreachable",
+		"direct=http://10.0.2.2:" + numbered:     "200 I am 10.0.2.2:" + numbered,
+		"direct=http://10.0.2.2:" + unlisted:     "Connection refused",
+		"direct=http://10.0.2.3:" + numbered:     "Network is unreachable",
 		"http://service.test:" + unlisted:        "403",
 		"direct=http://service.test:" + unlisted: "Connection refused",
 		"http://10.0.2.2:" + unlisted:            "403",
@@ -183,7 +185,7 @@ func TestEgress(t *testing.T) {
 	}
 	mu.Lock()
 	slices.Sort(heard)
-	if want := []string{"10.0.2.2:" + numbered, "service.test:" + named, "service.test:" + named}; !slices.Equal(heard, want) {
+	if want := []string{"10.0.2.2:" + numbered, "10.0.2.2:" + numbered, "service.test:" + named, "service.test:" + named}; !slices.Equal(heard, want) {
 		t.Errorf("the servers heard %q, want %q", heard, want)
 	}
 	mu.Unlock()
@@ -194,7 +196,7 @@ func TestEgress(t *testing.T) {
 	}
 	names.mu.Unlock()
 	log := r.read(filepath.Join(dir, result.BootLogName))
-	for _, want := range []string{"to=service.test:" + named + " connections=2 failed=0", "to=10.0.2.2:" + numbered + " connections=1 failed=0", "egress refused", "other.test:" + named} {
+	for _, want := range []string{"to=service.test:" + named + " connections=2 failed=0", "to=10.0.2.2:" + numbered + " connections=2 failed=0", "egress refused", "other.test:" + named} {
 		if !strings.Contains(log, want) {
 			t.Errorf("the owner's log does not say %q:\n%s", want, log)
 		}

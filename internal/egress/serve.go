@@ -63,22 +63,21 @@ func (g *Gate) at(addr string) func(context.Context, net.Conn) {
 	if addr == Proxy {
 		return g.proxy
 	}
-	i := 1 // as Addresses counts
 	for _, r := range g.rules {
-		if r.Name == "" {
-			continue
-		}
-		if g.Addresses()[i] == addr {
+		if at, ok := g.door(r); ok && at.String() == addr {
 			return func(ctx context.Context, c net.Conn) { g.straight(ctx, c, r) }
 		}
-		i++
 	}
 	return func(_ context.Context, c net.Conn) { reset(c) }
 }
 
 // straight carries a connection to the one place that its address stands for.
 func (g *Gate) straight(ctx context.Context, c net.Conn, r Rule) {
-	out, i, err := g.open(ctx, r.Name, r.Port)
+	host := r.Name
+	if host == "" {
+		host = r.Prefix.Addr().String()
+	}
+	out, i, err := g.open(ctx, host, r.Port)
 	if err != nil {
 		reset(c)
 		return

@@ -158,8 +158,8 @@ func (f *fence) reported(want []Usage, refused ...string) {
 }
 
 func TestNamesHaveAddresses(t *testing.T) {
-	g := New(rules("b.example:443", "192.0.2.0/24:80", "a.example:443", "b.example:80"), Outside{})
-	if want := []string{Proxy, "127.69.0.1:443", "127.69.0.2:443", "127.69.0.1:80"}; !slices.Equal(g.Addresses(), want) {
+	g := New(rules("b.example:443", "192.0.2.0/24:80", "a.example:443", "b.example:80", "192.0.2.7:80", "[2001:db8::7]:443"), Outside{})
+	if want := []string{Proxy, "127.69.0.1:443", "127.69.0.2:443", "127.69.0.1:80", "192.0.2.7:80", "[2001:db8::7]:443"}; !slices.Equal(g.Addresses(), want) {
 		t.Errorf("%q, want %q", g.Addresses(), want)
 	}
 	if want := "127.0.0.1 localhost\n::1 localhost\n127.69.0.1 b.example\n127.69.0.2 a.example\n"; g.Hosts() != want {
@@ -169,7 +169,7 @@ func TestNamesHaveAddresses(t *testing.T) {
 
 // Bytes go both ways, and the end of one direction leaves the other open.
 func TestStraightThrough(t *testing.T) {
-	f := serve(t, defaults, echo(t), rules("a.example:443", "b.example:9", "loop.example:443", "meta.example:443")...)
+	f := serve(t, defaults, echo(t), rules("a.example:443", "b.example:9", "loop.example:443", "meta.example:443", "192.0.2.7:80")...)
 	c := f.dial("127.69.0.1:443").(*net.TCPConn)
 	sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
 	go func() { c.Write(sent); c.CloseWrite() }()
@@ -180,8 +180,13 @@ func TestStraightThrough(t *testing.T) {
 	for _, addr := range []string{"127.69.0.2:9", "127.69.0.3:443", "127.69.0.4:443"} {
 		f.resets(addr)
 	}
+	n := f.dial("192.0.2.7:80").(*net.TCPConn)
+	n.CloseWrite()
+	if b, err := io.ReadAll(n); err != nil || string(b) != "end" {
+		t.Errorf("by address: %q, %v", b, err)
+	}
 	f.close()
-	f.reported([]Usage{{"a.example:443", 1, 0, 1 << 20, 1<<20 + 3}, {"b.example:9", 0, 1, 0, 0}, {"loop.example:443", 0, 1, 0, 0}, {"meta.example:443", 0, 1, 0, 0}},
+	f.reported([]Usage{{"a.example:443", 1, 0, 1 << 20, 1<<20 + 3}, {"b.example:9", 0, 1, 0, 0}, {"loop.example:443", 0, 1, 0, 0}, {"meta.example:443", 0, 1, 0, 0}, {"192.0.2.7:80", 1, 0, 0, 3}},
 		"loop.example:443: 127.0.0.1 is this machine, nobody or many: not in the manifest's network.egress",
 		"meta.example:443: meta.example leads to [169.254.169.254], which are addresses that a name must not lead to: not in the manifest's network.egress")
 }

@@ -33,7 +33,7 @@ func TestTheProgramGetsOutWhereItMay(t *testing.T) {
 			return nil, errors.New("no such host")
 		},
 		Dial: func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-			if a := to.Addr().String(); a != "192.0.2.1" && a != "198.51.100.7" {
+			if a := to.Addr().String(); a != "192.0.2.1" && a != "198.51.100.7" && a != "198.51.100.9" {
 				t.Errorf("%s was dialled", to)
 			}
 			var d net.Dialer
@@ -43,6 +43,7 @@ func TestTheProgramGetsOutWhereItMay(t *testing.T) {
 	}
 	rules := []egress.Rule{
 		{Name: "api.example", Port: 80}, {Name: "loop.example", Port: 80}, {Name: "meta.example", Port: 80}, {Prefix: netip.MustParsePrefix("198.51.100.0/24"), Port: 80},
+		{Prefix: netip.MustParsePrefix("198.51.100.9/32"), Port: 80},
 	}
 	const refused = "403 "
 	for name, c := range map[string]struct {
@@ -56,6 +57,8 @@ func TestTheProgramGetsOutWhereItMay(t *testing.T) {
 			"http://loop.example/":            "connection reset",
 			"http://meta.example/":            "connection reset",
 			"http://198.51.100.7/":            "network is unreachable",
+			"http://198.51.100.9/":            "200 I am 198.51.100.9 <nil>",
+			"http://198.51.100.9:81/":         "connection refused",
 			"http://192.0.2.1/":               "network is unreachable",
 			"http://169.254.169.254/":         "network is unreachable",
 			server.URL:                        "connection refused",

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,7 +15,9 @@ import (
 // A Service answers the program at an address of the sandbox's own network. The address is bound before the program starts, so
 // that the program finds it and cannot take it, and by root, so that any port can be one.
 type Service struct {
-	Addr string // a loopback address and port, like 127.0.0.1:8006
+	// Addr is an address and port, like 127.0.0.1:8006. One that is not loopback's becomes the sandbox's own, so that a program which
+	// connects to it is answered here, whatever is at that address elsewhere.
+	Addr string
 
 	// Serve runs in a goroutine of its own and must return soon after its listener is closed, which Run does when the program has
 	// ended.
@@ -32,8 +35,8 @@ func checkServices(all []Service) error {
 	}
 	for _, s := range all {
 		a, err := netip.ParseAddrPort(s.Addr)
-		if err != nil || !a.Addr().IsLoopback() || a.Addr().Is4In6() || a.Port() == 0 {
-			return fmt.Errorf("sandbox: listen at %q: want a loopback address and a port, as in 127.0.0.1:8006", s.Addr)
+		if err != nil || a.Addr().IsUnspecified() || a.Addr().IsMulticast() || a.Addr().Is4In6() || a.Addr().Zone() != "" || a.Port() == 0 {
+			return fmt.Errorf("sandbox: listen at %q: want the address of one machine and a port, as in 127.0.0.1:8006", s.Addr)
 		}
 		if s.Serve == nil {
 			return fmt.Errorf("sandbox: nobody serves %s", s.Addr)
@@ -55,21 +58,68 @@ func passListeners(o *order) error {
 			unix.Close(fd)
 		}
 	}()
-	for _, addr := range o.Listen {
+	own := map[netip.Addr]bool{}
+	for i, at := range o.Listen {
+		addr, err := netip.ParseAddrPort(at)
+		if err != nil {
+			return err
+		}
+		if !addr.Addr().IsLoopback() && !own[addr.Addr()] {
+			own[addr.Addr()] = true
+			if err := addAddress(i, addr.Addr()); err != nil {
+				return fmt.Errorf("take the address %s: %w", addr.Addr(), err)
+			}
+		}
 		fd, err := listen(addr)
 		if err != nil {
-			return fmt.Errorf("%s: %w", addr, err)
+			return fmt.Errorf("%s: %w", at, err)
 		}
 		fds = append(fds, fd)
 	}
 	return unix.Sendmsg(passFD, []byte{0}, unix.UnixRights(fds...), nil, 0)
 }
 
-func listen(at string) (int, error) {
-	addr, err := netip.ParseAddrPort(at)
-	if err != nil {
-		return -1, err
+// addAddress gives the loopback device, the only one, another address, and no network around it.
+func addAddress(i int, a netip.Addr) error {
+	family := unix.AF_INET
+	if a.Is6() {
+		family = unix.AF_INET6
 	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if a.Is6() {
+		req := struct { // in6_ifreq
+			addr   [16]byte
+			prefix uint32
+			index  int32
+		}{a.As16(), 128, 1} // lo is the first device of every namespace
+		_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFADDR, uintptr(unsafe.Pointer(&req)))
+		if e != 0 {
+			return e
+		}
+		return nil
+	}
+	lo, err := unix.NewIfreq(fmt.Sprintf("lo:%d", i))
+	if err != nil {
+		return err
+	}
+	v4 := a.As4()
+	if err := lo.SetInet4Addr(v4[:]); err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFADDR, lo); err != nil {
+		return err
+	}
+	if err := lo.SetInet4Addr([]byte{255, 255, 255, 255}); err != nil {
+		return err
+	}
+	return unix.IoctlIfreq(fd, unix.SIOCSIFNETMASK, lo)
+}
+
+func listen(addr netip.AddrPort) (int, error) {
 	family, to := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(addr.Port())})
 	if addr.Addr().Is4() {
 		to.(*unix.SockaddrInet4).Addr = addr.Addr().As4()

@@ -34,7 +34,7 @@ type Spec struct {
 
 	Files []File // laid over the image, read-only, for UID alone to read
 
-	Services []Service // that answer the program on loopback; at most 128
+	Services []Service // that answer the program; at most 128
 
 	ScratchBytes int64 // what may be written besides results, /tmp and /dev/shm included; 0: half of the memory
 	MemoryBytes  int64 // of all processes, and of what they write, 8 MiB or more; 0: no limit but the machine's
