@@ -155,7 +155,7 @@ func TestEgress(t *testing.T) {
 		t.Fatal(err)
 	}
 	m["network"] = map[string]any{"egress": []string{
-		"service.test:" + named, "loop.test:" + named, "self.test:" + named, "meta.test:80", "10.0.2.2:" + numbered,
+		"service.test:" + named, "loop.test:" + named, "self.test:" + named, "meta.test:80", "10.0.2.2:" + numbered, "[2001:db8::7]:80",
 	}}
 	if r.manifest, err = json.Marshal(m); err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // errRefused is why dial opens nothing where no rule allows it.
@@ -99,12 +100,15 @@ func (g *Gate) dialAny(ctx context.Context, all []netip.Addr, port uint16) (net.
 		return nil, err
 	}
 	var errs []error
-	for _, a := range all {
+	for i, a := range all {
 		if _, bad := within(never, a); bad || slices.Contains(own, a) {
 			errs = append(errs, fmt.Errorf("%s is this machine, nobody or many: %w", a, errRefused))
 			continue
 		}
-		c, err := g.outside.Dial(ctx, netip.AddrPortFrom(a, port))
+		end, _ := ctx.Deadline()
+		one, cancel := context.WithTimeout(ctx, time.Until(end)/time.Duration(len(all)-i)) // one that is silent leaves time for the others
+		c, err := g.outside.Dial(one, netip.AddrPortFrom(a, port))
+		cancel()
 		if err == nil {
 			return c, nil
 		}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // world is an outside that answers as a test says and counts what it was asked.
@@ -201,6 +202,27 @@ func TestNoRebinding(t *testing.T) {
 	}
 	if _, _, err := g.dial(t.Context(), "a.example", 443); !errors.Is(err, errRefused) || len(w.dialed) != 1 {
 		t.Errorf("%v: dialed %q", err, w.dialed)
+	}
+}
+
+// The first of a name's addresses is silent.
+func TestASilentAddressLeavesTimeForTheNext(t *testing.T) {
+	w := &world{names: map[string][]string{"a.example.": {"192.0.2.1", "192.0.2.2"}}}
+	o := w.outside()
+	inner := o.Dial
+	o.Dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+		if to.Addr() == netip.MustParseAddr("192.0.2.1") {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return inner(ctx, to)
+	}
+	l := defaults
+	l.dial = 200 * time.Millisecond
+	if c, _, err := newGate(rules("a.example:443"), o, l).dial(t.Context(), "a.example", 443); err != nil {
+		t.Error(err)
+	} else {
+		c.Close()
 	}
 }
 

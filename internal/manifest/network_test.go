@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -113,5 +114,19 @@ func TestEgressThatIsRefused(t *testing.T) {
 		if _, err := Parse([]byte(own(`,"network":`+network)), nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v; want %q", network, err, want)
 		}
+	}
+}
+
+// The example of the documentation is as strict as can be.
+func TestExampleOfEgressParses(t *testing.T) {
+	b, err := os.ReadFile("../../docs/WORKLOADS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(b), "\n## Network\n")
+	_, example, _ := strings.Cut(section, "```json\n")
+	example, _, _ = strings.Cut(example, "```")
+	if m, err := Parse([]byte(example), nil); err != nil || len(m.Egress) != 4 {
+		t.Errorf("%+v, %v", m, err)
 	}
 }
