@@ -1,8 +1,8 @@
 // Package egress lets a workload out of its sandbox to where the manifest says, and nowhere else.
 //
 // The sandbox has a network of its own with nothing in it but loopback. There PID 1 listens: at a loopback address for each name
-// that a rule lists, which /etc/hosts in the sandbox gives for it; at each address that a rule lists, which is the sandbox's own; and
-// as a proxy, for prefixes and for programs that want one. What is allowed is carried over a connection that PID 1 opens itself. So no packet of the workload's ever leaves
+// that a rule lists, which /etc/hosts in the sandbox gives for it; at each IPv4 address that a rule lists, which is the sandbox's own; and
+// as a proxy, for the rest and for programs that want one. What is allowed is carried over a connection that PID 1 opens itself. So no packet of the workload's ever leaves
 // its network, no kernel code decides which may, and names are looked up outside, only those that are listed.
 //
 // The workload is not trusted, and neither are the answers of DNS. Connections, heads of requests and times are bounded, and a panic
@@ -120,7 +120,7 @@ func (g *Gate) door(r Rule) (at netip.AddrPort, ok bool) {
 	switch {
 	case r.Name != "":
 		return netip.AddrPortFrom(g.address(r.Name), r.Port), true
-	case r.Prefix.IsSingleIP():
+	case r.Prefix.IsSingleIP() && r.Prefix.Addr().Is4():
 		return netip.AddrPortFrom(r.Prefix.Addr(), r.Port), true
 	}
 	return netip.AddrPort{}, false

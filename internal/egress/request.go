@@ -6,14 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
+	"net/http"
 	"net/netip"
-	"slices"
+	"os"
 	"strconv"
 	"strings"
 )
 
-// maxHead bounds the head of a request to the proxy, bytes.
+// maxHead bounds the head of a request to the proxy, bytes, and what is read with it.
 const maxHead = 16 << 10
 
 // A request asks the proxy to connect.
@@ -36,147 +38,80 @@ func bad(format string, args ...any) error {
 	return &badRequest{"400 Bad Request", fmt.Sprintf(format, args...)}
 }
 
-// readHTTP reads the head of one HTTP/1 request (RFC 9112): CONNECT host:port, or another method with an http:// URL. It reads nothing
-// beyond the head, whose body, if there is one, follows as it is.
-func readHTTP(r *bufio.Reader) (request, error) {
-	var lines [][]byte
-	for size := 0; ; {
-		line, err := r.ReadSlice('\n')
-		size += len(line)
-		if size > maxHead || errors.Is(err, bufio.ErrBufferFull) {
-			return request{}, &badRequest{"431 Request Header Fields Too Large", fmt.Sprintf("a head of more than %d bytes", maxHead)}
-		}
-		if err != nil {
-			return request{}, err
-		}
-		line, ok := bytes.CutSuffix(line, []byte("\r\n"))
-		if !ok {
-			return request{}, bad("a line that does not end in CR LF")
-		}
-		if len(line) == 0 {
-			break
-		}
-		lines = append(lines, bytes.Clone(line))
+// headReader bounds what readHTTP reads of a connection.
+func headReader(c io.Reader) (*bufio.Reader, *io.LimitedReader) {
+	l := &io.LimitedReader{R: c, N: maxHead}
+	return bufio.NewReader(l), l
+}
+
+// readHTTP reads the head of one HTTP/1 request (RFC 9112): CONNECT host:port, or another method with an http:// URL. What follows the head,
+// a body or the program's own bytes, stays in r.
+func readHTTP(r *bufio.Reader, left *io.LimitedReader) (request, error) {
+	h, err := http.ReadRequest(r)
+	if left.N <= 0 {
+		return request{}, &badRequest{"431 Request Header Fields Too Large", fmt.Sprintf("a head of more than %d bytes", maxHead)}
 	}
-	if len(lines) == 0 {
-		return request{}, bad("no request line")
+	left.N = math.MaxInt64
+	switch {
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, os.ErrDeadlineExceeded):
+		return request{}, err
+	case err != nil || h.ProtoMajor != 1:
+		return request{}, bad("no request of HTTP/1.1")
+	case h.Method == http.MethodConnect:
+		return splitTarget(h.RequestURI, 0)
+	case h.URL.Scheme != "http" || h.URL.User != nil:
+		return request{}, bad("want CONNECT host:port, or the whole URL of a request over http://, without a user")
+	case len(h.TransferEncoding) > 0:
+		return request{}, &badRequest{"411 Length Required", "a body without Content-Length; use CONNECT, or connect to the name itself"}
 	}
-	field := strings.Split(string(lines[0]), " ")
-	if len(field) != 3 || !isToken(field[0]) || field[2] != "HTTP/1.1" && field[2] != "HTTP/1.0" || !isVisible(field[1]) {
-		return request{}, bad("want METHOD target HTTP/1.1")
-	}
-	names, err := headerNames(lines[1:])
+	req, err := splitTarget(h.URL.Host, 80)
 	if err != nil {
 		return request{}, err
 	}
-	if field[0] == "CONNECT" {
-		host, port, err := splitTarget(field[1], 0)
-		return request{host: host, port: port}, err
-	}
-	rest, ok := cutPrefixFold(field[1], "http://")
-	if !ok {
-		return request{}, bad("want CONNECT host:port, or the whole URL of a request over http://")
-	}
-	end := strings.IndexAny(rest, "/?#")
-	if end < 0 {
-		end = len(rest)
-	}
-	authority, path := rest[:end], rest[end:]
-	if strings.Contains(path, "#") {
-		return request{}, bad("a fragment in the URL")
-	}
-	if !strings.HasPrefix(path, "/") {
-		path = "/" + path
-	}
-	host, port, err := splitTarget(authority, 80)
-	if err != nil {
-		return request{}, err
-	}
-	req := request{host: host, port: port}
+	req.body = max(0, h.ContentLength)
 	// What is between the program and the proxy stays there; each connection takes one request.
-	drop := []string{"host", "connection", "proxy-connection", "proxy-authorization", "keep-alive", "upgrade", "te"}
-	for i, name := range names {
-		value := strings.TrimSpace(string(lines[1+i][len(name)+1:]))
-		switch name {
-		case "connection":
-			for option := range strings.SplitSeq(value, ",") {
-				drop = append(drop, strings.ToLower(strings.TrimSpace(option)))
-			}
-		case "transfer-encoding":
-			return request{}, &badRequest{"411 Length Required", "a body without Content-Length; use CONNECT, or connect to the name itself"}
-		case "content-length":
-			n, err := strconv.ParseUint(value, 10, 63)
-			if err != nil || slices.Contains(names[:i], name) {
-				return request{}, bad("want one Content-Length")
-			}
-			req.body = int64(n)
+	drop := map[string]bool{}
+	for _, name := range []string{"Connection", "Content-Length", "Host", "Keep-Alive", "Proxy-Authorization", "Proxy-Connection", "Te", "Upgrade"} {
+		drop[name] = true
+	}
+	for _, names := range h.Header["Connection"] {
+		for name := range strings.SplitSeq(names, ",") {
+			drop[http.CanonicalHeaderKey(strings.TrimSpace(name))] = true
 		}
 	}
-	drop = slices.DeleteFunc(drop, func(name string) bool { return name == "content-length" })
-	head := fmt.Appendf(nil, "%s %s %s\r\nHost: %s\r\nConnection: close\r\n", field[0], path, field[2], authority)
-	for i, name := range names {
-		if !slices.Contains(drop, name) {
-			head = append(append(head, lines[1+i]...), "\r\n"...)
-		}
+	var head bytes.Buffer
+	fmt.Fprintf(&head, "%s %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n", h.Method, h.URL.RequestURI(), h.URL.Host)
+	if h.ContentLength > 0 || h.Header["Content-Length"] != nil {
+		fmt.Fprintf(&head, "Content-Length: %d\r\n", h.ContentLength)
 	}
-	req.head = append(head, "\r\n"...)
+	h.Header.WriteSubset(&head, drop)
+	head.WriteString("\r\n")
+	req.head = head.Bytes()
 	return req, nil
 }
 
-// headerNames gives the name of each header line, in lower case.
-func headerNames(lines [][]byte) (names []string, err error) {
-	for _, line := range lines {
-		name, value, ok := strings.Cut(string(line), ":")
-		if !ok || !isToken(name) || strings.ContainsAny(value, "\x00\r\n") {
-			return nil, bad("a header that is not name: value")
-		}
-		names = append(names, strings.ToLower(name))
-	}
-	return names, nil
-}
-
-func isToken(s string) bool {
-	return s != "" && !strings.ContainsFunc(s, func(c rune) bool {
-		return c <= ' ' || c >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c)
-	})
-}
-
-func isVisible(s string) bool {
-	return s != "" && !strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c >= 0x7f })
-}
-
-func cutPrefixFold(s, prefix string) (string, bool) {
-	if len(s) < len(prefix) || !strings.EqualFold(s[:len(prefix)], prefix) {
-		return s, false
-	}
-	return s[len(prefix):], true
-}
-
 // splitTarget reads host:port, with IPv6 in brackets. A port may be missing only where there is an absent one.
-func splitTarget(s string, absent uint16) (host string, port uint16, err error) {
+func splitTarget(s string, absent uint16) (request, error) {
 	if absent != 0 && (!strings.Contains(s, ":") || strings.HasSuffix(s, "]")) {
 		s += ":" + strconv.Itoa(int(absent))
 	}
 	host, p, err := net.SplitHostPort(s)
 	n, err2 := strconv.ParseUint(p, 10, 16)
 	if err != nil || err2 != nil || n == 0 {
-		return "", 0, bad("want host:port, with a port from 1 to 65535")
+		return request{}, bad("want host:port, with a port from 1 to 65535")
 	}
-	if err := checkTarget(host); err != nil {
-		return "", 0, err
+	_, err = netip.ParseAddr(host)
+	if !isTarget(host) || err != nil && strings.HasPrefix(s, "[") {
+		return request{}, bad("a host that is neither a name nor an address")
 	}
-	if _, err := netip.ParseAddr(host); strings.HasPrefix(s, "[") && err != nil {
-		return "", 0, bad("what stands in brackets is an address")
-	}
-	return host, uint16(n), nil
+	return request{host: host, port: uint16(n)}, nil
 }
 
-// checkTarget keeps out what is in no name and no address.
-func checkTarget(host string) error {
-	if len(host) > 254 || !isVisible(host) || strings.ContainsAny(host, `"#%/<>?@[\]^{|}`+"`") {
-		return bad("a host that is neither a name nor an address")
-	}
-	return nil
+// isTarget keeps out what is in no name and no address.
+func isTarget(host string) bool {
+	return host != "" && len(host) <= 254 && !strings.ContainsFunc(host, func(c rune) bool {
+		return c <= ' ' || c >= 0x7f || strings.ContainsRune(`"#%/<>?@[\]^{|}`+"`", c)
+	})
 }
 
 // The parts of SOCKS 5, RFC 1928.
@@ -255,7 +190,7 @@ func readSOCKS(r io.Reader, w io.Writer) (request, error) {
 	if kind != socksName {
 		a, _ := netip.AddrFromSlice(b[:size])
 		req.host = a.String()
-	} else if checkTarget(req.host) != nil {
+	} else if !isTarget(req.host) {
 		return request{}, &badSOCKS{socksFailed, "a host that is neither a name nor an address"}
 	}
 	if _, err := io.ReadFull(r, b[:2]); err != nil {

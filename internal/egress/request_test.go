@@ -1,7 +1,6 @@
 package egress
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"io"
@@ -12,8 +11,8 @@ import (
 )
 
 func read(s string) (request, string, error) {
-	r := bufio.NewReaderSize(strings.NewReader(s), maxHead)
-	req, err := readHTTP(r)
+	r, left := headReader(strings.NewReader(s))
+	req, err := readHTTP(r, left)
 	rest, _ := io.ReadAll(r)
 	return req, string(rest), err
 }
@@ -30,7 +29,10 @@ func TestRequestsThatAreRead(t *testing.T) {
 		"GET http://a.example/x?y=http://b/ HTTP/1.1\r\nHost: b.example\r\nAccept: */*\r\nProxy-Connection: keep-alive\r\nConnection: X-Hop, Content-Length\r\nX-Hop: 1\r\nproxy-authorization: Basic x\r\n\r\n": {
 			"a.example", "GET /x?y=http://b/ HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\nAccept: */*\r\n\r\n", "", 80, 0},
 		"POST HTTP://a.example:8080?q HTTP/1.1\r\ncontent-length: 5\r\nConnection: content-length\r\n\r\nhello": {
-			"a.example", "POST /?q HTTP/1.1\r\nHost: a.example:8080\r\nConnection: close\r\ncontent-length: 5\r\n\r\n", "hello", 8080, 5},
+			"a.example", "POST /?q HTTP/1.1\r\nHost: a.example:8080\r\nConnection: close\r\nContent-Length: 5\r\n\r\n", "hello", 8080, 5},
+		// What is written otherwise than HTTP says comes out as HTTP says, or not at all.
+		"GET http://a.example/#\xff HTTP/1.0\nA: b\n c\nX Y: z\nHost : x\nTE: trailers\nContent-Length: 1\nContent-Length: 1\n\n-": {
+			"a.example", "GET /%23%FF HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\nContent-Length: 1\r\nA: b c\r\n\r\n", "-", 80, 1},
 		"GET http://[2001:db8::1] HTTP/1.1\r\n\r\n": {"2001:db8::1", "GET / HTTP/1.1\r\nHost: [2001:db8::1]\r\nConnection: close\r\n\r\n", "", 80, 0},
 	} {
 		req, rest, err := read(asked)
@@ -53,9 +55,7 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		"GET http://a.example:/ HTTP/1.1" + lines:                       "400",
 		"GET http://a.example:99999/ HTTP/1.1" + lines:                  "400",
 		"GET http://u:p@a.example/ HTTP/1.1" + lines:                    "400",
-		"GET http://a.example/#x HTTP/1.1" + lines:                      "400",
 		"GET http://a.example/\x01 HTTP/1.1" + lines:                    "400",
-		"GET http://a.example/\xff HTTP/1.1" + lines:                    "400",
 		"GET http://a.example/ HTTP/2.0" + lines:                        "400",
 		"GET http://a.example/ http/1.1" + lines:                        "400",
 		"GET  http://a.example/ HTTP/1.1" + lines:                       "400",
@@ -73,20 +73,16 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		"CONNECT :443 HTTP/1.1" + lines:                                 "400",
 		"connect a.example:443 HTTP/1.1" + lines:                        "400", // methods are in capitals, so this is another one
 		"CONNECT " + strings.Repeat("a", 255) + ":443 HTTP/1.1" + lines: "400",
-		"CONNECT a.example:443 HTTP/1.1\r\nHost : x\r\n\r\n":            "400",
 		"CONNECT a.example:443 HTTP/1.1\r\nHost\r\n\r\n":                "400",
-		"CONNECT a.example:443 HTTP/1.1\r\nA: x\r\n b\r\n\r\n":          "400",
 		"CONNECT a.example:443 HTTP/1.1\r\nA: x\rB: y\r\n\r\n":          "400",
-		"CONNECT a.example:443 HTTP/1.1\r\nA: x\nB: y\r\n\r\n":          "400",
-		"CONNECT a.example:443 HTTP/1.1\nHost: x\n\n":                   "400",
 		"CONNECT a.example:443 HTTP/1.1\r\nA: \x00\r\n\r\n":             "400",
 		"\r\n\r\n": "400",
-		"GET http://a.example/ HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n":                         "400",
+		"GET http://a.example/ HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n":                         "400",
 		"GET http://a.example/ HTTP/1.1\r\nContent-Length: -1\r\n\r\n":                                             "400",
 		"GET http://a.example/ HTTP/1.1\r\nContent-Length: +1\r\n\r\n":                                             "400",
 		"GET http://a.example/ HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n":                           "400",
 		"POST http://a.example/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n":                                    "411",
-		"POST http://a.example/ HTTP/1.1\r\nContent-Length: 5\r\ntransfer-encoding: identity\r\n\r\n":              "411",
+		"POST http://a.example/ HTTP/1.1\r\nContent-Length: 5\r\ntransfer-encoding: chunked\r\n\r\n":               "411",
 		"CONNECT a.example:443 HTTP/1.1\r\n" + strings.Repeat("A: "+strings.Repeat("b", 1000)+"\r\n", 20) + "\r\n": "431",
 		"CONNECT a.example:443 HTTP/1.1\r\n" + strings.Repeat("A:\r\n", 5000) + "\r\n":                             "431",
 		"CONNECT a.example:443 HTTP/1.1\r\nA: " + strings.Repeat("b", 1<<20):                                       "431",
@@ -98,7 +94,7 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		}
 	}
 	for _, asked := range []string{"", "CONNECT a.example:443 HTTP/1.1", "CONNECT a.example:443 HTTP/1.1\r\n", "CONNECT a.example:443 HTTP/1.1\r\nHost: x\r\n"} {
-		if _, _, err := read(asked); !errors.Is(err, io.EOF) {
+		if _, _, err := read(asked); !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("%q: %v, want that there is more to come", asked, err)
 		}
 	}
@@ -155,7 +151,7 @@ func FuzzRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var said bytes.Buffer
 		for i, read := range []func() (request, error){
-			func() (request, error) { return readHTTP(bufio.NewReaderSize(bytes.NewReader(b), maxHead)) },
+			func() (request, error) { return readHTTP(headReader(bytes.NewReader(b))) },
 			func() (request, error) { return readSOCKS(bytes.NewReader(b), &said) },
 		} {
 			req, err := read()
@@ -191,8 +187,8 @@ func FuzzRequest(f *testing.F) {
 					t.Errorf("header %q is passed on", h)
 				}
 			}
-			named, port, err := splitTarget(slices.Concat(hosts, []string{""})[0], 80)
-			if len(hosts) != 1 || err != nil || named != req.host || port != req.port {
+			named, err := splitTarget(slices.Concat(hosts, []string{""})[0], 80)
+			if len(hosts) != 1 || err != nil || named.host != req.host || named.port != req.port {
 				t.Errorf("Host %q, for %s", hosts, net.JoinHostPort(req.host, "?"))
 			}
 		}

@@ -1,11 +1,11 @@
 package egress
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"strings"
 	"sync"
@@ -108,7 +108,7 @@ func (g *Gate) open(ctx context.Context, host string, port uint16) (net.Conn, in
 // proxy serves one request of a program that knows that it speaks to a proxy.
 func (g *Gate) proxy(ctx context.Context, c net.Conn) {
 	c.SetDeadline(time.Now().Add(g.limits.handshake))
-	r := bufio.NewReaderSize(c, maxHead)
+	r, left := headReader(c)
 	first, err := r.Peek(1)
 	if err != nil {
 		return
@@ -116,9 +116,10 @@ func (g *Gate) proxy(ctx context.Context, c net.Conn) {
 	socks := first[0] == socksVersion
 	var req request
 	if socks {
+		left.N = math.MaxInt64 // a request of SOCKS has at most 519 bytes
 		req, err = readSOCKS(r, c)
 	} else {
-		req, err = readHTTP(r)
+		req, err = readHTTP(r, left)
 	}
 	if err != nil {
 		if why, ok := errors.AsType[*badSOCKS](err); ok {

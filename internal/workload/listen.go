@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,8 +14,8 @@ import (
 // A Service answers the program at an address of the sandbox's own network. The address is bound before the program starts, so
 // that the program finds it and cannot take it, and by root, so that any port can be one.
 type Service struct {
-	// Addr is an address and port, like 127.0.0.1:8006. One that is not loopback's becomes the sandbox's own, so that a program which
-	// connects to it is answered here, whatever is at that address elsewhere.
+	// Addr is an IPv4 address or ::1, and a port, like 127.0.0.1:8006. One that is not loopback's becomes the sandbox's own, so that a program
+	// which connects to it is answered here, whatever is at that address elsewhere. (An IPv6 address would take its time to be usable.)
 	Addr string
 
 	// Serve runs in a goroutine of its own and must return soon after its listener is closed, which Run does when the program has
@@ -35,8 +34,9 @@ func checkServices(all []Service) error {
 	}
 	for _, s := range all {
 		a, err := netip.ParseAddrPort(s.Addr)
-		if err != nil || a.Addr().IsUnspecified() || a.Addr().IsMulticast() || a.Addr().Is4In6() || a.Addr().Zone() != "" || a.Port() == 0 {
-			return fmt.Errorf("sandbox: listen at %q: want the address of one machine and a port, as in 127.0.0.1:8006", s.Addr)
+		own := a.Addr().Is4() && !a.Addr().IsUnspecified() && !a.Addr().IsMulticast()
+		if err != nil || !own && a.Addr() != netip.IPv6Loopback() || a.Port() == 0 {
+			return fmt.Errorf("sandbox: listen at %q: want an IPv4 address or ::1, and a port, as in 127.0.0.1:8006", s.Addr)
 		}
 		if s.Serve == nil {
 			return fmt.Errorf("sandbox: nobody serves %s", s.Addr)
@@ -81,27 +81,11 @@ func passListeners(o *order) error {
 
 // addAddress gives the loopback device, the only one, another address, and no network around it.
 func addAddress(i int, a netip.Addr) error {
-	family := unix.AF_INET
-	if a.Is6() {
-		family = unix.AF_INET6
-	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	if a.Is6() {
-		req := struct { // in6_ifreq
-			addr   [16]byte
-			prefix uint32
-			index  int32
-		}{a.As16(), 128, 1} // lo is the first device of every namespace
-		_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFADDR, uintptr(unsafe.Pointer(&req)))
-		if e != 0 {
-			return e
-		}
-		return nil
-	}
 	lo, err := unix.NewIfreq(fmt.Sprintf("lo:%d", i))
 	if err != nil {
 		return err
