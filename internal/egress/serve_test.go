@@ -18,6 +18,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -344,30 +345,28 @@ func TestLimits(t *testing.T) {
 	f.reported([]Usage{{"a.example:443", 2, 0, 2, 2}}, "more than its connections at once")
 }
 
-// A connection on which one direction moves is not idle.
+// A connection on which one direction moves is not idle; when it stops, the connection ends.
 func TestOneDirectionIsEnough(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
+	synctest.Test(t, func(t *testing.T) {
+		g := New(nil, Outside{})
+		program, c := net.Pipe()
+		out, server := net.Pipe()
+		start := time.Now()
+		go func() {
+			for range 20 {
+				time.Sleep(defaults.idle - time.Second)
+				server.Write([]byte("x"))
+			}
+		}()
+		go g.carry(t.Context(), c, c, out, &usage{})
+		b, err := io.ReadAll(program)
+		if took := time.Since(start); err != nil || len(b) != 20 || took != 21*defaults.idle-20*time.Second {
+			t.Errorf("%q in %v, %v", b, took, err)
 		}
-		defer c.Close()
-		for range 20 {
-			c.Write([]byte("x"))
-			time.Sleep(25 * time.Millisecond) // what is tested is that time passes
+		if _, err := server.Write([]byte("x")); err == nil {
+			t.Error("the outer side is open")
 		}
-	}()
-	short := defaults
-	short.idle = 250 * time.Millisecond
-	f := serve(t, short, l.Addr().String(), rules("a.example:443")...)
-	if b, err := io.ReadAll(f.dial("127.69.0.1:443")); err != nil || len(b) != 20 {
-		t.Errorf("%q, %v", b, err)
-	}
+	})
 }
 
 // TestTheEnd: when the workload is gone, nothing is left of its connections, on either side, whatever they were doing.
