@@ -57,7 +57,7 @@ func (r *run) openGate(ctx context.Context, s *workload.Spec) (report func(), er
 	return func() {
 		used, refused, first := g.Report()
 		for _, u := range used {
-			r.private.Info("egress", "to", u.Rule, "connections", u.Conns, "failed", u.Failed, "sent", u.Sent, "received", u.Received)
+			r.private.Info("egress", "to", u.Rule, "connections", u.Conns, "failed", u.Failed, "sent", u.Sent, "received", u.Received, "why", u.Why)
 		}
 		if refused > 0 {
 			r.private.Warn("egress refused", "times", refused, "first", first)

@@ -84,7 +84,10 @@ type Gate struct {
 	first   []string // of what was refused, each once
 }
 
-type usage struct{ conns, failed, sent, received atomic.Int64 }
+type usage struct {
+	conns, failed, sent, received atomic.Int64
+	why                           atomic.Pointer[string] // the last failed
+}
 
 // New makes a gate for rules that package manifest has checked.
 func New(rules []Rule, o Outside) *Gate { return newGate(rules, o, defaults) }
@@ -155,6 +158,7 @@ type Usage struct {
 	Rule           string // as the manifest writes it
 	Conns, Failed  int64  // connections; those that could not be made
 	Sent, Received int64  // bytes, as the workload sees it
+	Why            string // the last that failed did
 }
 
 // Report says what went through each rule, how much was refused, and the first few different places of that, which are the
@@ -162,7 +166,11 @@ type Usage struct {
 func (g *Gate) Report() (used []Usage, refused int64, first []string) {
 	for i, r := range g.rules {
 		u := &g.used[i]
-		used = append(used, Usage{r.String(), u.conns.Load(), u.failed.Load(), u.sent.Load(), u.received.Load()})
+		why := ""
+		if p := u.why.Load(); p != nil {
+			why = *p
+		}
+		used = append(used, Usage{r.String(), u.conns.Load(), u.failed.Load(), u.sent.Load(), u.received.Load(), why})
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -98,6 +98,9 @@ func (g *Gate) open(ctx context.Context, host string, port uint16) (net.Conn, in
 	switch {
 	case i < 0:
 	case err != nil:
+		why := err.Error()
+		why = why[:min(len(why), maxPlace)]
+		g.used[i].why.Store(&why)
 		g.used[i].failed.Add(1)
 	default:
 		g.used[i].conns.Add(1)

@@ -187,9 +187,13 @@ func TestStraightThrough(t *testing.T) {
 		t.Errorf("by address: %q, %v", b, err)
 	}
 	f.close()
-	f.reported([]Usage{{"a.example:443", 1, 0, 1 << 20, 1<<20 + 3}, {"b.example:9", 0, 1, 0, 0}, {"loop.example:443", 0, 1, 0, 0}, {"meta.example:443", 0, 1, 0, 0}, {"192.0.2.7:80", 1, 0, 0, 3}},
-		"loop.example:443: 127.0.0.1 is this machine, nobody or many: not in the manifest's network.egress",
-		"meta.example:443: meta.example leads to [169.254.169.254], which are addresses that a name must not lead to: not in the manifest's network.egress")
+	const (
+		loop = "127.0.0.1 is this machine, nobody or many: not in the manifest's network.egress"
+		meta = "meta.example leads to [169.254.169.254], which are addresses that a name must not lead to: not in the manifest's network.egress"
+	)
+	f.reported([]Usage{{"a.example:443", 1, 0, 1 << 20, 1<<20 + 3, ""}, {"b.example:9", 0, 1, 0, 0, "connection refused"},
+		{"loop.example:443", 0, 1, 0, 0, loop}, {"meta.example:443", 0, 1, 0, 0, meta}, {"192.0.2.7:80", 1, 0, 0, 3, ""}},
+		"loop.example:443: "+loop, "meta.example:443: "+meta)
 }
 
 func TestAnAddressThatIsNobodys(t *testing.T) {
@@ -232,7 +236,7 @@ func TestProxyConnects(t *testing.T) {
 		}
 	}
 	f.close()
-	f.reported([]Usage{{"a.example:443", 2, 0, 10, 16}, {"192.0.2.0/24:80", 1, 0, 5, 8}, {"b.example:9", 0, 2, 0, 0}},
+	f.reported([]Usage{{"a.example:443", 2, 0, 10, 16, ""}, {"192.0.2.0/24:80", 1, 0, 5, 8, ""}, {"b.example:9", 0, 2, 0, 0, "connection refused"}},
 		"a.example:80", "c.example:443", "192.0.3.9:80", "169.254.169.254:80", "c.example:80")
 }
 
@@ -342,7 +346,7 @@ func TestLimits(t *testing.T) {
 		f.resets("127.69.0.1:443")
 	}
 	f.close()
-	f.reported([]Usage{{"a.example:443", 2, 0, 2, 2}}, "more than its connections at once")
+	f.reported([]Usage{{"a.example:443", 2, 0, 2, 2, ""}}, "more than its connections at once")
 }
 
 // A connection on which one direction moves is not idle; when it stops, the connection ends.
@@ -437,7 +441,7 @@ func TestAPanicEndsOneConnection(t *testing.T) {
 		t.Errorf("then: %q, %v", b, err)
 	}
 	f.close()
-	f.reported([]Usage{{"panic.example:443", 0, 0, 0, 0}, {"a.example:443", 1, 0, 0, 3}}, "panic: at the resolver")
+	f.reported([]Usage{{"panic.example:443", 0, 0, 0, 0, ""}, {"a.example:443", 1, 0, 0, 3, ""}}, "panic: at the resolver")
 }
 
 // TestTheReportIsBounded: a workload cannot fill the owner's log with what it asks for.
