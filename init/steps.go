@@ -343,6 +343,7 @@ func (r *run) execute(ctx context.Context) error {
 	r.started = r.uptime()
 	out, err := r.runWorkload(ctx, spec)
 	r.ended = r.uptime()
+	r.logs.close()
 	switch {
 	case errors.Is(err, workload.ErrProgram):
 		return err
