@@ -92,7 +92,7 @@ type telling func(stream, text string, lost, upTo int64)
 type feed struct {
 	out, err feedStream
 	tell     telling
-	left     int                                   // of feedLimit
+	left     int // of feedLimit
 	stop     chan struct{}
 	done     chan struct{}
 }

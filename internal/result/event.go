@@ -113,7 +113,7 @@ func (e Event) check() error {
 			return fmt.Errorf("phase %.40q; want lower-case letters, digits and dashes", e.Phase)
 		}
 	case OutputEvent:
-		if e.Step == "" || e.State != "" || e.Reason != "" || e.Exit != nil || e.Input != nil || e.Phase != "" || e.Total != 0 || e.Micros != 0 {
+		if e.Step == "" || e.State != "" || e.Reason != "" || e.Exit != nil || e.Input != nil || e.Phase != "" || e.Total != 0 || e.Micros != 0 || e.Bytes == 0 {
 			return fmt.Errorf("members that do not suit output")
 		}
 		if e.Stream != Stdout && e.Stream != Stderr {
