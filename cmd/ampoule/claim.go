@@ -57,9 +57,10 @@ func claimFolder(out string, doc *manifest.Manifest, m evidence.Measurement, aga
 	if c.lock, err = os.OpenFile(filepath.Join(out, lockFile), os.O_RDWR|os.O_CREATE, 0o644); err != nil {
 		return nil, nil, err
 	}
+	lock := c.lock
 	defer func() {
 		if err != nil || done != nil {
-			err = errors.Join(err, c.close())
+			err = errors.Join(err, lock.Close())
 		}
 	}()
 	if err := unix.Flock(int(c.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
