@@ -33,7 +33,7 @@ func (b *boundedBuffer) Write(p []byte) (int, error) {
 	keep = min(len(p), b.limit-len(b.tail))
 	b.tail, p = append(b.tail, p[:keep]...), p[keep:]
 	b.lost += int64(len(p))
-	for p = p[max(0, len(p)-b.limit):]; len(p) > 0; {
+	for p = p[max(0, len(p)-b.limit):]; len(p) > 0; { // none, if the limit is 0
 		n := copy(b.tail[b.next:], p)
 		b.next, p = (b.next+n)%b.limit, p[n:]
 	}
@@ -49,6 +49,15 @@ func (b *boundedBuffer) Bytes() []byte {
 		mark = fmt.Sprintf("\n[ampoule: %d bytes not kept]\n", b.lost)
 	}
 	return slices.Concat(b.head, []byte(mark), b.tail[b.next:], b.tail[:b.next])
+}
+
+// wipe forgets what was kept, and keeps nothing more.
+func (b *boundedBuffer) wipe() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.head)
+	clear(b.tail)
+	b.head, b.tail, b.next, b.limit = nil, nil, 0, 0
 }
 
 // outputLimit is how much of the beginning, and how much of the end, of each of stdout and stderr is kept, bytes.

@@ -166,6 +166,7 @@ func (r *run) report(outcome result.Event) {
 		}
 		cancel()
 	}
+	r.wipe()
 	r.emit(outcome)
 	in := ""
 	if outcome.Step != "" {
