@@ -125,6 +125,7 @@ var arrows = map[string]string{
 	"internal/object":              "internal/evidence internal/inflate internal/tree",
 	"internal/openpgp":             "",
 	"internal/progress":            "",
+	"internal/apitest":             "",
 	"internal/timeline":            "internal/result",
 	"internal/tree":                "",
 	"internal/tree/treetest":       "",

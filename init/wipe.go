@@ -1,13 +1,9 @@
 package main
 
 import (
-	"fmt"
-	"os"
-	"path/filepath"
+	"context"
 	"runtime/debug"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/result"
@@ -24,12 +20,12 @@ func (r *run) wipe() {
 	e := result.Event{Event: result.StepEvent, Step: "wipe", State: result.Start}
 	r.emit(e)
 	done := make(chan error, 1)
-	go guarded(func() error { done <- r.wipeFiles(); return nil })()
+	go guarded(func() error { done <- r.discard(r.resultsDir(), r.dir); return nil })()
 	var err error
 	select {
 	case err = <-done:
 	case <-time.After(wipeGrace):
-		err = fmt.Errorf("%s is not empty after %v", r.dir, wipeGrace)
+		err = context.DeadlineExceeded
 	}
 	r.logs.out.wipe()
 	r.logs.err.wipe()
@@ -41,23 +37,4 @@ func (r *run) wipe() {
 		e.State, e.Reason = result.Failed, result.Internal
 	}
 	r.emit(e)
-}
-
-// wipeFiles empties the folder of images, results and logs.
-func (r *run) wipeFiles() error {
-	if r.dir == "" {
-		return nil
-	}
-	// A file system of its own, if the boot came that far. What is wrong with it shows below.
-	_ = unix.Unmount(r.resultsDir(), unix.MNT_DETACH)
-	all, err := os.ReadDir(r.dir)
-	if os.IsNotExist(err) {
-		return nil
-	}
-	for _, e := range all {
-		if err := os.RemoveAll(filepath.Join(r.dir, e.Name())); err != nil {
-			return err
-		}
-	}
-	return err
 }

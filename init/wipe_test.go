@@ -84,7 +84,7 @@ func TestWipedBeforeTheOutcome(t *testing.T) {
 func TestWipeHasAnEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, peer, _ := bareMachine()
-		m.dir = "/dev/null/is no folder"
+		m.discard = func(...string) error { time.Sleep(hangs); return nil }
 		r := newRun(m)
 		r.peer = peer
 		begin := time.Now()
@@ -95,6 +95,7 @@ func TestWipeHasAnEnd(t *testing.T) {
 		if time.Since(begin) > wipeGrace {
 			t.Errorf("took %v", time.Since(begin))
 		}
+		time.Sleep(hangs) // a bubble must not end before its goroutines
 	})
 }
 
