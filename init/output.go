@@ -188,20 +188,21 @@ func (s *feedStream) take(limit int, last bool) (text []byte, upTo, written int6
 	}
 	s.stale = n < len(s.pending)
 	n = min(n, limit)
-	text, upTo = slices.Clone(s.pending[:n]), s.end-int64(len(s.pending)-n)
-	s.pending = slices.Delete(s.pending, 0, n)
+	text, upTo = bytes.Clone(s.pending[:n]), s.end-int64(len(s.pending)-n)
+	s.pending = s.pending[:copy(s.pending, s.pending[n:])]
 	return text, upTo, s.written
 }
 
 // show tells the host of output: as an event, and on the console in lines that cannot be taken for PID 1's own.
 func (r *run) show(stream, text string, lost, upTo int64) {
 	r.emit(result.Event{Event: result.OutputEvent, Step: "execute", Stream: stream, Text: text, Bytes: upTo})
-	var b strings.Builder
+	prefix := r.banner() + " " + stream
+	out := ""
 	if lost > 0 {
-		fmt.Fprintf(&b, "%s %s [%d bytes not shown]\n", r.banner(), stream, lost)
+		out = fmt.Sprintf("%s [%d bytes not shown]\n", prefix, lost)
 	}
-	for line := range strings.Lines(text) {
-		fmt.Fprintf(&b, "%s %s | %s\n", r.banner(), stream, strings.TrimSuffix(line, "\n"))
+	if text = strings.TrimSuffix(text, "\n"); text != "" {
+		out += prefix + " | " + strings.ReplaceAll(text, "\n", "\n"+prefix+" | ") + "\n"
 	}
-	io.WriteString(r.console, b.String())
+	io.WriteString(r.console, out)
 }

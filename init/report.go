@@ -166,7 +166,7 @@ func (r *run) report(outcome result.Event) {
 		}
 		cancel()
 	}
-	r.wipe()
+	_, _ = r.timed(context.Background(), wiping) // what it says is in the event
 	r.emit(outcome)
 	in := ""
 	if outcome.Step != "" {

@@ -88,11 +88,11 @@ func TestWipeHasAnEnd(t *testing.T) {
 		r := newRun(m)
 		r.peer = peer
 		begin := time.Now()
-		r.wipe()
-		if e := peer.events[len(peer.events)-1]; e.State != result.Failed || e.Reason != result.Internal {
+		r.timed(t.Context(), wiping)
+		if e := peer.events[len(peer.events)-1]; e.State != result.Failed || e.Reason != result.Deadline {
 			t.Errorf("said %+v", e)
 		}
-		if time.Since(begin) > wipeGrace {
+		if time.Since(begin) > wiping.limit+hangGrace {
 			t.Errorf("took %v", time.Since(begin))
 		}
 		time.Sleep(hangs) // a bubble must not end before its goroutines

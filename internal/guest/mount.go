@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -113,17 +112,18 @@ func Mount() error {
 // Discard unmounts file systems, given the inner ones first, and so frees all memory that they had. One that something still uses goes
 // later, with its last user, and is an error. A directory that none is mounted on is none.
 func Discard(dirs ...string) error {
-	var errs []error
+	var last error
 	for _, dir := range dirs {
-		err := unix.Unmount(dir, 0)
-		if errors.Is(err, unix.EBUSY) {
-			err = errors.Join(err, unix.Unmount(dir, unix.MNT_DETACH))
-		}
-		if err != nil && err != unix.EINVAL && err != unix.ENOENT {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", dir, err))
+		switch err := unix.Unmount(dir, 0); err {
+		case nil, unix.EINVAL, unix.ENOENT:
+		case unix.EBUSY:
+			unix.Unmount(dir, unix.MNT_DETACH)
+			fallthrough
+		default:
+			last = fmt.Errorf("unmount %s: %w", dir, err)
 		}
 	}
-	return errors.Join(errs...)
+	return last
 }
 
 type mountFunc func(source, target, fstype string, flags uintptr, data string) error

@@ -113,14 +113,12 @@ func (e Event) check() error {
 			return fmt.Errorf("phase %.40q; want lower-case letters, digits and dashes", e.Phase)
 		}
 	case OutputEvent:
-		if e.Step == "" || e.State != "" || e.Reason != "" || e.Exit != nil || e.Input != nil || e.Phase != "" || e.Total != 0 || e.Micros != 0 || e.Bytes == 0 {
+		if e.Step == "" || e.State != "" || e.Reason != "" || e.Exit != nil || e.Input != nil || e.Phase != "" || e.Total != 0 || e.Micros != 0 ||
+			e.Stream != Stdout && e.Stream != Stderr || e.Bytes < max(1, int64(len(e.Text))) {
 			return fmt.Errorf("members that do not suit output")
 		}
-		if e.Stream != Stdout && e.Stream != Stderr {
-			return fmt.Errorf("stream %.40q; want %s or %s", e.Stream, Stdout, Stderr)
-		}
-		if int64(len(e.Text)) > min(e.Bytes, MaxOutputText) || Printable([]byte(e.Text)) != e.Text {
-			return fmt.Errorf("text of %d bytes that is not printable, or longer than the stream or %d", len(e.Text), MaxOutputText)
+		if len(e.Text) > MaxOutputText || Printable([]byte(e.Text)) != e.Text {
+			return fmt.Errorf("text of %d bytes, more than %d or not printable", len(e.Text), MaxOutputText)
 		}
 	case OutcomeEvent:
 		if e.State != "" || e.progress() || e.Reason == "" {
@@ -149,18 +147,17 @@ func (e Event) check() error {
 // Printable is text that moves no cursor, of as many bytes: lines, tabs, and characters that print. A carriage return
 // becomes the end of its line, each other byte a question mark.
 func Printable(text []byte) string {
-	b := make([]byte, 0, len(text))
-	for len(text) > 0 {
-		r, n := utf8.DecodeRune(text)
+	b := slices.Clone(text)
+	for i := 0; i < len(b); {
+		r, n := utf8.DecodeRune(b[i:])
 		switch {
 		case r == '\r':
-			b = append(b, '\n')
+			b[i] = '\n'
 		case r == '\n' || r == '\t' || strconv.IsPrint(r) && (r != utf8.RuneError || n > 1):
-			b = append(b, text[:n]...)
 		default:
-			b = append(b, "????"[:n]...)
+			copy(b[i:], "????"[:n])
 		}
-		text = text[n:]
+		i += n
 	}
 	return string(b)
 }

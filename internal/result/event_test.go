@@ -116,7 +116,7 @@ func FuzzPrintable(f *testing.F) {
 		if len(got) != len(text) {
 			t.Fatalf("%d bytes became %d", len(text), len(got))
 		}
-		e := Event{Event: OutputEvent, Step: "execute", Stream: Stdout, Bytes: int64(len(text)), Text: got}
+		e := Event{Event: OutputEvent, Step: "execute", Stream: Stdout, Bytes: max(1, int64(len(text))), Text: got}
 		if n := len(e.Line()); n > MaxEventLine {
 			t.Fatalf("a line of %d bytes", n)
 		}
