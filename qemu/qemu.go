@@ -36,6 +36,9 @@ const (
 // Partial ends the name of an artefact that broke off: what came of it until then.
 const Partial = ".partial"
 
+// incoming begins the name of an artefact that is on its way.
+const incoming = ".incoming-"
+
 const (
 	defaultTimeout     = time.Hour
 	defaultResultLimit = 4 << 30
@@ -222,6 +225,15 @@ func (cfg *Config) prepare() error {
 	for _, name := range []string{ConsoleFile, StderrFile, EventsFile, ReceiptFile, SealedFile, PlainFile, SwapFile,
 		ReceiptFile + Partial, SealedFile + Partial, PlainFile + Partial} {
 		if err := os.RemoveAll(filepath.Join(cfg.Dir, name)); err != nil {
+			return fmt.Errorf("artefacts of an earlier run: %w", err)
+		}
+	}
+	unfinished, err := filepath.Glob(filepath.Join(cfg.Dir, incoming+"*")) // of a host that was killed
+	if err != nil {
+		return err
+	}
+	for _, path := range unfinished {
+		if err := os.Remove(path); err != nil {
 			return fmt.Errorf("artefacts of an earlier run: %w", err)
 		}
 	}

@@ -223,7 +223,7 @@ func (s *server) store(body io.Reader, size, limit int64, name func([]byte) stri
 	if size > limit {
 		return "", "", &http.MaxBytesError{Limit: limit}
 	}
-	f, err := os.CreateTemp(s.cfg.Dir, ".incoming-")
+	f, err := os.CreateTemp(s.cfg.Dir, incoming)
 	if err != nil {
 		return "", "", err
 	}
