@@ -44,6 +44,7 @@ type machine struct {
 	swap          func(ctx context.Context, disk string, free int64) (int64, error) // makes swap space of it, of so many bytes
 	memory        func() (room, error)                                              // free for images and results
 	host          func(ctx context.Context, port uint32) host
+	discard       func(mounts ...string) error // with all that is in them
 	powerOff      func()
 }
 
@@ -78,7 +79,7 @@ func newMachine() *machine {
 	guest.ClearEnv()
 	reaper := guest.NewReaper()
 	m := &machine{
-		dir:           "/work",
+		dir:           guest.WorkDir,
 		uptime:        guest.Uptime,
 		lockdown:      guest.Lockdown,
 		commandLine:   readCommandLine,
@@ -102,6 +103,7 @@ func newMachine() *machine {
 		swap:         guest.Swap,
 		memory:       func() (room, error) { return readRoom("/proc/meminfo") },
 		host:         newVsockHost,
+		discard:      guest.Discard,
 		powerOff:     guest.PowerOff,
 	}
 	console := &lateConsole{}
@@ -114,10 +116,7 @@ func newMachine() *machine {
 		if err := guest.Silence(); err != nil {
 			return err
 		}
-		if err := floorClock(); err != nil {
-			return err
-		}
-		return os.MkdirAll(m.dir, 0o711)
+		return floorClock()
 	}
 	return m
 }

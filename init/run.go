@@ -63,7 +63,7 @@ type run struct {
 var errDeadline = fmt.Errorf("the run's total deadline: %w", context.DeadlineExceeded)
 
 func newRun(m *machine) *run {
-	log := &boundedBuffer{limit: 1 << 20}
+	log := &boundedBuffer{limit: 512 << 10}
 	return &run{machine: m, buffers: image.NewBuffers(), log: log, private: slog.New(slog.NewTextHandler(log, nil))}
 }
 
@@ -229,10 +229,11 @@ func (r *run) spec() (workload.Spec, error) {
 	for _, f := range r.doc.Workload.Files {
 		s.Files = append(s.Files, workload.File{Path: f.Path, Data: bytes.Clone(r.secrets.open(f.Value))})
 	}
-	s.Stdout, s.Stderr = r.logs.writers(nil)
+	var tell telling
 	if r.doc.Logs == "host" {
-		s.Stdout, s.Stderr = r.logs.writers(r.console)
+		tell = r.show
 	}
+	s.Stdout, s.Stderr = r.logs.open(tell)
 	return s, nil
 }
 

@@ -350,6 +350,7 @@ func (r *run) execute(ctx context.Context) error {
 	out, err := r.runWorkload(ctx, spec)
 	r.ended = r.uptime()
 	report()
+	r.logs.close()
 	switch {
 	case errors.Is(err, workload.ErrProgram):
 		return err
