@@ -5,6 +5,9 @@ import "golang.org/x/sys/unix"
 const (
 	auditArch = unix.AUDIT_ARCH_AARCH64
 	x32Bit    = 0 // there is one ABI
+	mknod     = 0 // there is mknodat alone
 )
 
-var deniedHere = []uint32{unix.SYS_KEXEC_FILE_LOAD}
+var allowedHere = []uint32{unix.SYS_FSTATAT}
+
+var refusedHere = []uint32{unix.SYS_KEXEC_FILE_LOAD}
