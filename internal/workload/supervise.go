@@ -70,6 +70,10 @@ func start(o *order) (p child, said string, err error) {
 	}
 	specR.Close()
 	upW.Close()
+	// While the program runs, this process is no prize. Until it has its spec, that one waits.
+	if err := keepOnlyKill(); err != nil {
+		return p, "", err
+	}
 	rest := *o
 	rest.Files = nil // they lie there already
 	sent := json.NewEncoder(specW).Encode(rest)
@@ -88,9 +92,6 @@ func stopSignals() chan os.Signal {
 // supervise waits for the program, and for whatever the kernel gives this process to wait for, and says on up how the
 // program ended: "exit 7" or "signal 9", and "stopped" in front if it had been asked to stop.
 func (p child) supervise(up io.Writer, stop <-chan os.Signal) error {
-	if err := keepOnlyKill(); err != nil {
-		return err
-	}
 	stopped, ended := make(chan bool, 1), make(chan struct{})
 	go func() {
 		select {

@@ -3,12 +3,17 @@ package workload
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestTheEndOfTime: the program is asked to stop, and has its grace to do so; how it then ended is told.
@@ -136,4 +141,51 @@ func childrenOf(t *testing.T, pid int) (dirs []string) {
 		}
 	}
 	return dirs
+}
+
+func TestJudge(t *testing.T) {
+	if a := judge(ready, nil); a.err != nil || a.ending != nil {
+		t.Errorf("ready: %+v", a)
+	}
+	if a := judge("", io.ErrClosedPipe); !errors.Is(a.err, io.ErrClosedPipe) || !strings.Contains(a.err.Error(), "without a word") {
+		t.Errorf("silence: %v", a.err)
+	}
+	if a := judge(programFault+"x", nil); !errors.Is(a.err, ErrProgram) {
+		t.Errorf("a failed exec: %v", a.err)
+	}
+	for said, want := range map[string]ending{
+		"exit 7\n": {exit: 7}, "signal 9\n": {signal: unix.SIGKILL}, "stopped exit 0\n": {stopped: true}, "stopped signal 15\n": {stopped: true, signal: unix.SIGTERM},
+	} {
+		if a := judge(ready+said, nil); a.err != nil || a.ending == nil || *a.ending != want {
+			t.Errorf("%q: %+v", said, a)
+		}
+	}
+	for _, said := range []string{"exit 256\n", "exit -1\n", "exit 7", "exit 7\n\n", "exit  7\n", "signal 0\n", "signal 65\n", "stopped\n", "x"} {
+		if a := judge(ready+said, nil); a.err == nil || a.ending != nil {
+			t.Errorf("%q: %+v, want an error", said, a)
+		}
+	}
+}
+
+func TestNothingSurvivesTheProgram(t *testing.T) {
+	token := fmt.Sprintf("left-%d", os.Getpid())
+	s, _, _ := sandbox(t, "leave", token)
+	start := time.Now()
+	mustRun(t, s, Outcome{Exit: 3})
+	if n := processes(t, token); n != 0 {
+		t.Errorf("%d processes survived", n)
+	}
+	if d := time.Since(start); d > drainGrace {
+		t.Errorf("the end took %v", d)
+	}
+}
+
+func TestADeadlineThatIsOverBeforeTheStart(t *testing.T) {
+	s, _, _ := sandbox(t, "hang")
+	ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+	defer cancel()
+	out, err := run(t, ctx, s)
+	if err != nil || !out.Deadline {
+		t.Errorf("outcome %+v, error %v, want a deadline", out, err)
+	}
 }
