@@ -72,6 +72,20 @@ func main() {
 			c := exec.Command("/probe", "sleep")
 			must(c.Start())
 			fallthrough
+		case "escape":
+			must(os.WriteFile("results/escape.json", escape(), 0o644))
+		case "bombs":
+			must(os.WriteFile("results/bombs.json", bombs(), 0o644))
+		case "litter":
+			litter()
+		case "socket": // in the results, where it stays
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: "results/socket", Net: "unix"})
+			must(err)
+			l.SetUnlinkOnClose(false)
+		case "stubborn": // with so many children
+			n, err := strconv.Atoi(value)
+			must(err)
+			stubborn(n)
 		case "sleep":
 			time.Sleep(time.Hour)
 		case "exit":
