@@ -157,15 +157,16 @@ func TestExitStatus(t *testing.T) {
 	r.read(filepath.Join(r.open(), "results/ran"))
 }
 
-// TestHangingWorkload ends by its deadline, children and all, and keeps what was written until then.
+// TestHangingWorkload ends by its deadline, children and all, and keeps what was written until then. It knows no SIGTERM,
+// so that is what ends it.
 func TestHangingWorkload(t *testing.T) {
 	r := newTrial(t, nil, "ran", "hang")
-	r.job.Deadline = "3s"
+	r.job.Deadline = "10s"
 	r.manifest = r.world.Manifest(r.job)
 	r.run()
 	r.ends("execute", result.Deadline, 4)
-	if !r.verified().Statement.Predicate.Workload.Deadline {
-		t.Error("the receipt does not say that the deadline ended the workload")
+	if w := r.verified().Statement.Predicate.Workload; !w.Deadline || w.Signal != "SIGTERM" {
+		t.Errorf("the receipt does not say that SIGTERM ended the workload at its deadline, but %+v", w)
 	}
 	r.read(filepath.Join(r.open(), "results/ran"))
 }

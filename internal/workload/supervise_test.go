@@ -3,6 +3,7 @@ package workload
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -111,6 +112,27 @@ func TestTheStubHasNothingToGive(t *testing.T) {
 	}
 	if program["Uid"] == "" {
 		t.Error("the stub has no child")
+	}
+}
+
+// TestSetuidProgramsAreTheUsers: what an image marks as root's to be is nobody's.
+func TestSetuidProgramsAreTheUsers(t *testing.T) {
+	s, stdout, _ := sandbox(t, "facts")
+	b, err := os.ReadFile(program(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(s.Root, "probe")
+	if err := errors.Join(os.Remove(path), os.WriteFile(path, b, 0o755), os.Chmod(path, 0o755|os.ModeSetuid|os.ModeSetgid)); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, s, Outcome{})
+	var f facts
+	if err := json.Unmarshal(stdout.Bytes(), &f); err != nil {
+		t.Fatal(err)
+	}
+	if ids := fmt.Sprintf("%[1]d %[1]d %[1]d %[1]d", testUser); f.Status["Uid"] != ids || f.Status["Gid"] != ids {
+		t.Errorf("users %s, groups %s", f.Status["Uid"], f.Status["Gid"])
 	}
 }
 
