@@ -58,18 +58,27 @@ func anyOf(n, bits uint32, then code) code {
 	return slices.Concat(loadArg(n), jump(unix.BPF_JSET, bits, 0, len(then)), then)
 }
 
+// calls is more than the highest number of a system call that is in a table.
+const calls = 1024
+
 // span gives one answer to all of these system calls, whose numbers it looks up as ranges.
 func span(numbers []uint32, then code) (f code) {
-	sorted := slices.Compact(slices.Sorted(slices.Values(numbers)))
-	for i := 0; i < len(sorted); {
-		first := sorted[i]
+	var member [calls]bool
+	for _, nr := range numbers {
+		member[nr] = true
+	}
+	for first := uint32(0); first < calls; first++ {
+		if !member[first] {
+			continue
+		}
 		last := first
-		for i++; i < len(sorted) && sorted[i] == last+1; i++ {
+		for last+1 < calls && member[last+1] {
 			last++
 		}
 		f = append(f, jump(unix.BPF_JGE, first, 0, 1+len(then))...)
 		f = append(f, jump(unix.BPF_JGT, last, len(then), 0)...)
 		f = append(f, then...)
+		first = last
 	}
 	return f
 }
