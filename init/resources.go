@@ -38,7 +38,6 @@ type limits struct {
 // will at least have taken of it, bytes; once they lie there, 0.
 func limitsFor(doc *manifest.Manifest, free room, taken int64) (l limits, err error) {
 	want := doc.Resources
-	const fix = "ask for less, or start the machine with more (ampoule run --memory, or --swap)"
 	most := free.total() - taken
 	if l.memory = want.MemoryBytes; l.memory == 0 {
 		l.memory = most - memoryReserve
@@ -52,20 +51,25 @@ func limitsFor(doc *manifest.Manifest, free room, taken int64) (l limits, err er
 	if want.DiskBytes > 0 {
 		l.scratch = want.DiskBytes
 	}
-	if doc.Results.LimitBytes != manifest.DefaultLimit {
-		l.results = doc.Results.LimitBytes
-	}
 	if want.PIDs > 0 {
 		l.pids = want.PIDs
 	}
 	l.cpus = want.CPUs
+	results := int64(0) // asked for
+	if doc.Results.LimitBytes != manifest.DefaultLimit {
+		results = doc.Results.LimitBytes
+		l.results = results
+	}
+	for _, w := range []struct {
+		key  string
+		want int64
+	}{{"resources.memory_bytes", want.MemoryBytes}, {"resources.disk_bytes", want.DiskBytes}, {"results.limit_bytes", results}} {
+		if w.want > most {
+			return l, fmt.Errorf("%s: is %d MiB, in memory, and of the %v the images and files take %d MiB at least: "+
+				"ask for less, or start the machine with more (ampoule run --memory, or --swap)", w.key, w.want>>20, free, taken>>20)
+		}
+	}
 	switch {
-	case want.MemoryBytes > most:
-		return l, fmt.Errorf("resources.memory_bytes: is %d MiB, and of the %v the images and files take %d MiB at least: %s", want.MemoryBytes>>20, free, taken>>20, fix)
-	case want.DiskBytes > most:
-		return l, fmt.Errorf("resources.disk_bytes: is %d MiB, which lies in memory, and of the %v the images and files take %d MiB at least: %s", want.DiskBytes>>20, free, taken>>20, fix)
-	case l.results > most && l.results == doc.Results.LimitBytes:
-		return l, fmt.Errorf("results.limit_bytes: is %d MiB, which lies in memory, and of the %v the images and files take %d MiB at least: %s", l.results>>20, free, taken>>20, fix)
 	case free.pids > 0 && want.PIDs > free.pids:
 		return l, fmt.Errorf("resources.pids: is %d, and this machine can have %d: ask for less", want.PIDs, free.pids)
 	case free.cpus > 0 && want.CPUs > free.cpus:

@@ -47,10 +47,10 @@ func TestLimits(t *testing.T) {
 func TestImpossibleLimits(t *testing.T) {
 	free := room{ram: 256 * mib, memory: 128 * mib, pids: 1000, cpus: 2}
 	for name, c := range map[string]struct{ keys, want string }{
-		"memory":                          {`"resources": {"memory_bytes": 1073741824}`, "resources.memory_bytes: is 1024 MiB, and of the 128 MiB free the images and files take 0 MiB at least: ask for less, or start the machine with more (ampoule run --memory, or --swap)"},
+		"memory":                          {`"resources": {"memory_bytes": 1073741824}`, "resources.memory_bytes: is 1024 MiB, in memory, and of the 128 MiB free the images and files take 0 MiB at least: ask for less, or start the machine with more (ampoule run --memory, or --swap)"},
 		"memory, by what the inputs take": {`"resources": {"memory_bytes": 134217728}`, "resources.memory_bytes: is 128 MiB"},
-		"scratch":                         {`"resources": {"disk_bytes": 1073741824}`, "resources.disk_bytes: is 1024 MiB, which lies in memory"},
-		"results":                         {`"results": {"limit_bytes": 1073741824}`, "results.limit_bytes: is 1024 MiB, which lies in memory"},
+		"scratch":                         {`"resources": {"disk_bytes": 1073741824}`, "resources.disk_bytes: is 1024 MiB, in memory"},
+		"results":                         {`"results": {"limit_bytes": 1073741824}`, "results.limit_bytes: is 1024 MiB, in memory"},
 		"processes":                       {`"resources": {"pids": 4000000}`, "resources.pids: is 4000000, and this machine can have 1000: ask for less"},
 		"processors":                      {`"resources": {"cpus": 3}`, "resources.cpus: is 3, and this machine has 2: ask for less, or start it with more (ampoule run --vcpus)"},
 	} {

@@ -33,8 +33,6 @@ func jump(test uint16, k uint32, yes, no int) code {
 
 func answer(k uint32) code { return code{{Code: unix.BPF_RET | unix.BPF_K, K: k}} }
 
-func fail(e unix.Errno) code { return answer(unix.SECCOMP_RET_ERRNO | uint32(e)) }
-
 // when is for one system call. then ends in an answer.
 func when(nr uint32, then code) code {
 	return slices.Concat(jump(unix.BPF_JEQ, nr, 0, len(then)), then)
@@ -51,11 +49,6 @@ func in(n, mask uint32, values []uint32, then code) code {
 		f = append(f, jump(unix.BPF_JEQ, v, left, otherwise)...)
 	}
 	return append(f, then...)
-}
-
-// anyOf gives an answer if one of the bits is set in argument n; else it goes on.
-func anyOf(n, bits uint32, then code) code {
-	return slices.Concat(loadArg(n), jump(unix.BPF_JSET, bits, 0, len(then)), then)
 }
 
 // calls is more than the highest number of a system call that is in a table.

@@ -89,47 +89,69 @@ var refused = append([]uint32{
 const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER |
 	unix.CLONE_NEWPID | unix.CLONE_NEWNET
 
-// checked are the calls that depend on an argument. Each ends in an answer.
-func checked() code {
-	allow, eperm := answer(unix.SECCOMP_RET_ALLOW), fail(unix.EPERM)
-	noFamily, noProtocol := fail(unix.EAFNOSUPPORT), fail(unix.EPROTONOSUPPORT)
-	const whole, sockType = 0xffffffff, 0xf // SOCK_TYPE_MASK: the rest of that argument is flags
+const (
+	allow      = unix.SECCOMP_RET_ALLOW
+	eperm      = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
+	noCall     = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
+	noFamily   = unix.SECCOMP_RET_ERRNO | uint32(unix.EAFNOSUPPORT)
+	noProtocol = unix.SECCOMP_RET_ERRNO | uint32(unix.EPROTONOSUPPORT)
+)
 
-	f := when(unix.SYS_CLONE, slices.Concat(anyOf(0, newNamespaces, eperm), allow))
+// A check decides by one argument of a call: then if the argument's bits in mask are one of the values, or otherwise.
+type check struct {
+	nr, arg, mask   uint32
+	values          []uint32
+	then, otherwise uint32
+}
+
+const whole = 0xffffffff
+
+// checked are the calls that depend on one argument. socket, which does on three, is in filter.
+var checked = append([]check{
+	{unix.SYS_CLONE, 0, newNamespaces, []uint32{0}, allow, eperm},
 	// A pipe or a socket with a name, but no device: block and character devices share this bit of the mode.
-	f = append(f, when(unix.SYS_MKNODAT, slices.Concat(anyOf(2, unix.S_IFCHR, eperm), allow))...)
-	if mknod != 0 {
-		f = append(f, when(mknod, slices.Concat(anyOf(1, unix.S_IFCHR, eperm), allow))...)
-	}
-	f = append(f, when(unix.SYS_PERSONALITY, slices.Concat(in(0, whole, []uint32{0, whole}, allow), eperm))...) // Linux, or only a question
-	f = append(f, when(unix.SYS_PRCTL, slices.Concat(in(0, whole, []uint32{unix.PR_SET_MM}, eperm), allow))...)
+	{unix.SYS_MKNODAT, 2, unix.S_IFCHR, []uint32{0}, allow, eperm},
+	{unix.SYS_PERSONALITY, 0, whole, []uint32{0, whole}, allow, eperm}, // Linux's own, or only a question
+	{unix.SYS_PRCTL, 0, whole, []uint32{unix.PR_SET_MM}, eperm, allow},
 	// Typing on another's terminal, and line disciplines. Other ioctls need a device, and there are five harmless ones.
-	f = append(f, when(unix.SYS_IOCTL, slices.Concat(in(1, whole, []uint32{unix.TIOCSTI, unix.TIOCLINUX, unix.TIOCCONS, unix.TIOCSETD}, eperm), allow))...)
-	f = append(f, when(unix.SYS_SOCKETPAIR, slices.Concat(in(0, whole, []uint32{unix.AF_UNIX}, allow), noFamily))...)
-	// Above all there is no AF_VSOCK: vsock has no namespaces, so it would reach the host from a sandbox without a
-	// network. Of IP there are TCP and UDP, of netlink what C libraries ask for addresses and routes.
-	return append(f, when(unix.SYS_SOCKET, slices.Concat(
-		in(0, whole, []uint32{unix.AF_UNIX}, allow),
-		in(0, whole, []uint32{unix.AF_INET, unix.AF_INET6},
-			slices.Concat(in(1, sockType, []uint32{unix.SOCK_STREAM, unix.SOCK_DGRAM},
-				slices.Concat(in(2, whole, []uint32{0, unix.IPPROTO_TCP, unix.IPPROTO_UDP}, allow), noProtocol)), eperm)),
-		in(0, whole, []uint32{unix.AF_NETLINK},
-			slices.Concat(in(2, whole, []uint32{unix.NETLINK_ROUTE}, allow), noFamily)),
-		noFamily))...)
+	{unix.SYS_IOCTL, 1, whole, []uint32{unix.TIOCSTI, unix.TIOCLINUX, unix.TIOCCONS, unix.TIOCSETD}, eperm, allow},
+	{unix.SYS_SOCKETPAIR, 0, whole, []uint32{unix.AF_UNIX}, allow, noFamily},
+}, checkedHere...)
+
+func (c check) code() code {
+	return when(c.nr, slices.Concat(in(c.arg, c.mask, c.values, answer(c.then)), answer(c.otherwise)))
+}
+
+// socket is what sockets there are. Above all there is no AF_VSOCK: vsock has no namespaces, so it would reach the host
+// from a sandbox without a network. Of IP there are TCP and UDP, of netlink what C libraries ask for addresses and routes.
+func socket() code {
+	const sockType = 0xf // SOCK_TYPE_MASK: the rest of that argument is flags
+	yes := answer(allow)
+	ip := slices.Concat(
+		in(1, sockType, []uint32{unix.SOCK_STREAM, unix.SOCK_DGRAM},
+			slices.Concat(in(2, whole, []uint32{0, unix.IPPROTO_TCP, unix.IPPROTO_UDP}, yes), answer(noProtocol))),
+		answer(eperm))
+	return when(unix.SYS_SOCKET, slices.Concat(
+		in(0, whole, []uint32{unix.AF_UNIX}, yes),
+		in(0, whole, []uint32{unix.AF_INET, unix.AF_INET6}, ip),
+		in(0, whole, []uint32{unix.AF_NETLINK}, in(2, whole, []uint32{unix.NETLINK_ROUTE}, yes)),
+		answer(noFamily)))
 }
 
 // filter is the program that decides on each system call of the workload. The kernel runs it once for each number
 // beforehand, and keeps the answers that depend on no argument in a bitmap (Linux 5.11): its length costs nothing.
 func filter() code {
-	allow, kill := answer(unix.SECCOMP_RET_ALLOW), answer(unix.SECCOMP_RET_KILL_PROCESS)
-	f := slices.Concat(
-		// The numbers below mean something else to another instruction set.
-		load(offsetArch), jump(unix.BPF_JEQ, auditArch, 1, 0), kill,
-		load(offsetNr))
+	const kill = unix.SECCOMP_RET_KILL_PROCESS
+	// The numbers below mean something else to another instruction set.
+	f := slices.Concat(load(offsetArch), jump(unix.BPF_JEQ, auditArch, 1, 0), answer(kill), load(offsetNr))
 	if x32Bit != 0 {
-		f = slices.Concat(f, jump(unix.BPF_JGE, x32Bit, 0, 1), kill)
+		f = slices.Concat(f, jump(unix.BPF_JGE, x32Bit, 0, 1), answer(kill))
 	}
-	return slices.Concat(f, span(allowed, allow), span(refused, fail(unix.EPERM)), checked(), fail(unix.ENOSYS))
+	f = slices.Concat(f, span(allowed, answer(allow)), span(refused, answer(eperm)))
+	for _, c := range checked {
+		f = append(f, c.code()...)
+	}
+	return slices.Concat(f, socket(), answer(noCall))
 }
 
 // filterSyscalls puts the filter on this thread, and so on the program that it becomes. no_new_privs must be set.

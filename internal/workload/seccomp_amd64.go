@@ -6,7 +6,6 @@ const (
 	auditArch = unix.AUDIT_ARCH_X86_64
 	// x32Bit marks system calls of the x32 ABI, which have numbers of their own under the same architecture.
 	x32Bit = 0x40000000
-	mknod  = unix.SYS_MKNOD
 )
 
 // allowedHere are older spellings of what is allowed everywhere, and what only this architecture has.
@@ -19,3 +18,5 @@ var allowedHere = []uint32{
 }
 
 var refusedHere = []uint32{unix.SYS_KEXEC_FILE_LOAD, unix.SYS_IOPL, unix.SYS_IOPERM, unix.SYS_MODIFY_LDT}
+
+var checkedHere = []check{{unix.SYS_MKNOD, 1, unix.S_IFCHR, []uint32{0}, allow, eperm}}

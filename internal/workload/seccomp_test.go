@@ -54,7 +54,7 @@ func decide(t *testing.T, arch, nr uint32, args ...uint64) uint32 {
 }
 
 func TestFilter(t *testing.T) {
-	const allow, kill = unix.SECCOMP_RET_ALLOW, unix.SECCOMP_RET_KILL_PROCESS
+	const kill = unix.SECCOMP_RET_KILL_PROCESS
 	failed := func(e unix.Errno) uint32 { return unix.SECCOMP_RET_ERRNO | uint32(e) }
 	for _, tc := range []struct {
 		name string
@@ -125,9 +125,9 @@ func TestFilter(t *testing.T) {
 
 // TestEveryCallHasOneAnswer: what stands in no table is not there, and no call stands in two.
 func TestEveryCallHasOneAnswer(t *testing.T) {
-	byArgument := []uint32{unix.SYS_CLONE, unix.SYS_MKNODAT, unix.SYS_PERSONALITY, unix.SYS_PRCTL, unix.SYS_IOCTL, unix.SYS_SOCKET, unix.SYS_SOCKETPAIR}
-	if mknod != 0 {
-		byArgument = append(byArgument, mknod)
+	byArgument := []uint32{unix.SYS_SOCKET}
+	for _, c := range checked {
+		byArgument = append(byArgument, c.nr)
 	}
 	want := map[uint32]uint32{}
 	for _, table := range []struct {

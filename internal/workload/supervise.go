@@ -1,13 +1,13 @@
 package workload
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"unsafe"
 
@@ -90,7 +90,7 @@ func stopSignals() chan os.Signal {
 }
 
 // supervise waits for the program, and for whatever the kernel gives this process to wait for, and says on up how the
-// program ended: "exit 7" or "signal 9", and "stopped" in front if it had been asked to stop.
+// program ended.
 func (p child) supervise(up io.Writer, stop <-chan os.Signal) error {
 	stopped, ended := make(chan bool, 1), make(chan struct{})
 	go func() {
@@ -115,40 +115,33 @@ func (p child) supervise(up io.Writer, stop <-chan os.Signal) error {
 		}
 	}
 	close(ended)
-	how := fmt.Sprintf("exit %d\n", status.ExitStatus())
-	if status.Signaled() {
-		how = fmt.Sprintf("signal %d\n", status.Signal())
-	}
-	if <-stopped {
-		how = "stopped " + how
-	}
-	_, err := io.WriteString(up, how)
+	e := ending{stopped: <-stopped, status: status}
+	_, err := up.Write(e.bytes())
 	return err
 }
 
-// An ending is what supervise has said.
+// An ending is how the program ended, and whether it had been asked to.
 type ending struct {
 	stopped bool
-	exit    int
-	signal  syscall.Signal // 0: it exited
+	status  unix.WaitStatus
+}
+
+func (e ending) bytes() []byte {
+	b := []byte{0}
+	if e.stopped {
+		b[0] = 1
+	}
+	return binary.BigEndian.AppendUint32(b, uint32(e.status))
 }
 
 func parseEnding(said string) (e ending, err error) {
-	var how string
-	var n int
-	text, stopped := strings.CutPrefix(said, "stopped ")
-	if _, err := fmt.Sscanf(text, "%s %d\n", &how, &n); err != nil || text != fmt.Sprintf("%s %d\n", how, n) {
-		return e, fmt.Errorf("sandbox: the stub said %.80q of the program's end", said)
+	if len(said) == 5 {
+		e = ending{said[0] == 1, unix.WaitStatus(binary.BigEndian.Uint32([]byte(said[1:])))}
+		if said[0] <= 1 && (e.status.Exited() || e.status.Signaled()) {
+			return e, nil
+		}
 	}
-	switch e.stopped = stopped; {
-	case how == "exit" && n >= 0 && n < 256:
-		e.exit = n
-	case how == "signal" && n > 0 && n <= lastSignal:
-		e.signal = syscall.Signal(n)
-	default:
-		return ending{}, fmt.Errorf("sandbox: the stub said %.80q of the program's end", said)
-	}
-	return e, nil
+	return ending{}, fmt.Errorf("sandbox: the stub said %.80q of the program's end", said)
 }
 
 // keepOnlyKill leaves the stub, in all its threads, the one capability that handing on a signal takes.

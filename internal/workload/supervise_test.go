@@ -175,14 +175,12 @@ func TestJudge(t *testing.T) {
 	if a := judge(programFault+"x", nil); !errors.Is(a.err, ErrProgram) {
 		t.Errorf("a failed exec: %v", a.err)
 	}
-	for said, want := range map[string]ending{
-		"exit 7\n": {exit: 7}, "signal 9\n": {signal: unix.SIGKILL}, "stopped exit 0\n": {stopped: true}, "stopped signal 15\n": {stopped: true, signal: unix.SIGTERM},
-	} {
-		if a := judge(ready+said, nil); a.err != nil || a.ending == nil || *a.ending != want {
-			t.Errorf("%q: %+v", said, a)
+	for _, want := range []ending{{false, 7 << 8}, {true, 0}, {true, unix.WaitStatus(unix.SIGTERM)}, {false, unix.WaitStatus(unix.SIGSEGV) | 0x80}} {
+		if a := judge(ready+string(want.bytes()), nil); a.err != nil || a.ending == nil || *a.ending != want {
+			t.Errorf("%+v: %+v", want, a)
 		}
 	}
-	for _, said := range []string{"exit 256\n", "exit -1\n", "exit 7", "exit 7\n\n", "exit  7\n", "signal 0\n", "signal 65\n", "stopped\n", "x"} {
+	for _, said := range []string{"\x00\x00\x00\x00", "\x00\x00\x00\x00\x00\x00", "\x02\x00\x00\x00\x00", "\x00\x00\x00\x13\x7f", "x"} {
 		if a := judge(ready+said, nil); a.err == nil || a.ending != nil {
 			t.Errorf("%q: %+v, want an error", said, a)
 		}

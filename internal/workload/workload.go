@@ -124,10 +124,10 @@ func Run(ctx context.Context, r *guest.Reaper, s Spec) (out Outcome, err error) 
 		return Outcome{}, unserved
 	case e == nil:
 		return Outcome{}, errors.New("sandbox: the stub ended before the program")
-	case e.signal != 0:
-		out.Signal, out.Deadline = signalName(e.signal), e.stopped
+	case e.status.Signaled():
+		out.Signal, out.Deadline = signalName(e.status.Signal()), e.stopped
 	default:
-		out.Exit, out.Deadline = e.exit, e.stopped
+		out.Exit, out.Deadline = e.status.ExitStatus(), e.stopped
 	}
 	return out, nil
 }
