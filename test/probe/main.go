@@ -68,10 +68,6 @@ func main() {
 				}
 			}
 			must(os.WriteFile("results/forked", strconv.AppendInt(nil, int64(started), 10), 0o644))
-		case "hang": // with a child that hangs as well, and no handler for SIGTERM
-			c := exec.Command("/probe", "sleep")
-			must(c.Start())
-			fallthrough
 		case "escape":
 			must(os.WriteFile("results/escape.json", escape(), 0o644))
 		case "bombs":
@@ -86,6 +82,10 @@ func main() {
 			n, err := strconv.Atoi(value)
 			must(err)
 			stubborn(n)
+		case "hang": // with a child that hangs as well, and no handler for SIGTERM
+			c := exec.Command("/probe", "sleep")
+			must(c.Start())
+			fallthrough
 		case "sleep":
 			time.Sleep(time.Hour)
 		case "exit":
