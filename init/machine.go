@@ -101,7 +101,7 @@ func newMachine() *machine {
 		outside:      egress.Internet,
 		boundResults: boundResults,
 		swap:         guest.Swap,
-		memory:       func() (room, error) { return readRoom("/proc/meminfo") },
+		memory:       readMachine,
 		host:         newVsockHost,
 		discard:      guest.Discard,
 		powerOff:     guest.PowerOff,
@@ -167,6 +167,7 @@ func boundResults(dir string, bytes int64) error {
 type room struct {
 	ram          int64 // all that there is
 	memory, swap int64 // what is still free of it without pushing anything out, and of the swap space
+	pids, cpus   int64 // that a workload can have; 0: unknown
 }
 
 func (r room) total() int64 { return r.memory + r.swap }

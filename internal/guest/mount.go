@@ -71,7 +71,7 @@ var directories = []struct {
 }
 
 // controllers are those that the workload's cgroup needs; each must be in the kernel.
-const controllers = "+memory +pids"
+const controllers = "+memory +pids +cpu"
 
 const newRoot = "/newroot"
 

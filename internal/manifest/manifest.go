@@ -136,7 +136,9 @@ func (g GuestAPI) Granted() bool { return len(g.Resources) > 0 || g.Token || g.E
 type Resources struct {
 	MemoryBytes, PIDs, DiskBytes int64
 	InputBytes                   int64 // of all inputs, unpacked
+	CPUs                         int64 // as much time as so many give
 	Deadline                     time.Duration
+	Grace                        time.Duration // from SIGTERM, at the deadline, to SIGKILL; at most MaxGrace
 }
 
 // Results says what becomes of the workload's output.
