@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-//go:embed *.config required.txt source.json tsm-sim/Kconfig tsm-sim/Makefile tsm-sim/tsm_sim.c
+//go:embed *.config required.txt source.json patches/*.patch tsm-sim/Kconfig tsm-sim/Makefile tsm-sim/tsm_sim.c
 var files embed.FS
 
 // A Source is one exact kernel source: a tarball inside a Debian package.
@@ -55,6 +55,19 @@ func Fragments(simulation bool) []File {
 
 // Required lists what must hold once Kconfig has had its say.
 func Required() File { return File{"required.txt", read("required.txt")} }
+
+// Patches are what both kernels have besides their source, to be applied in this order with patch -p1.
+func Patches() []File {
+	names, err := files.ReadDir("patches") // sorted
+	if err != nil {
+		panic(err) // they are in the embed line above
+	}
+	var fs []File
+	for _, n := range names {
+		fs = append(fs, File{n.Name(), read("patches/" + n.Name())})
+	}
+	return fs
+}
 
 // ProviderDir is the parent, inside the kernel's source, of the provider's folder tsm-sim.
 const ProviderDir = "drivers/virt/coco"

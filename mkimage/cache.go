@@ -30,6 +30,7 @@ const (
 // cacheKey is the SHA-256 over everything that enters a kernel. what is the profile, or names another use.
 func cacheKey(what, sourceSHA256 string, t toolchain) string {
 	files := append(kernelconfig.Fragments(true), kernelconfig.Required())
+	files = append(files, kernelconfig.Patches()...)
 	files = append(files, kernelconfig.Provider()...)
 	files = append(files, kernelconfig.ProviderLines()...)
 	files = append(files, kernelconfig.File{Name: "date", Text: []byte(kernelconfig.Pin.Date.UTC().String())})
