@@ -7,6 +7,8 @@ import (
 	"embed"
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"strings"
 	"time"
 )
 
@@ -55,6 +57,36 @@ func Fragments(simulation bool) []File {
 
 // Required lists what must hold once Kconfig has had its say.
 func Required() File { return File{"required.txt", read("required.txt")} }
+
+// A Rule is one line of required.txt, with what stands above it.
+type Rule struct {
+	Option string // CONFIG_…
+	Value  string // "" for an option that has to be off
+	Why    string // what would be lost without it, or who would get in
+}
+
+var ruleLine = regexp.MustCompile(`^(?:(CONFIG_[A-Za-z0-9_]+)=(.+)|# (CONFIG_[A-Za-z0-9_]+) is not set)$`)
+
+// Rules are what any kernel has to have to be safe in a confidential VM, whoever built it.
+func Rules() []Rule {
+	var rules []Rule
+	var why []string
+	told := false // a comment is for all lines that follow, until an empty line or the next comment
+	for line := range strings.Lines(string(Required().Text)) {
+		line = strings.TrimSpace(line)
+		if m := ruleLine.FindStringSubmatch(line); m != nil {
+			rules, told = append(rules, Rule{m[1] + m[3], m[2], strings.Join(why, " ")}), true
+			continue
+		}
+		if line == "" || told {
+			why, told = nil, false
+		}
+		if text, ok := strings.CutPrefix(line, "# "); ok {
+			why = append(why, text)
+		}
+	}
+	return rules
+}
 
 // Patches are what both kernels have besides their source, to be applied in this order with patch -p1.
 func Patches() []File {
