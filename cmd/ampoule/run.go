@@ -103,7 +103,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	}
 	doc, err := manifest.Parse(raw, o.Allow.Has)
 	if err == nil {
-		err = checkPolicy(doc)
+		err = errors.Join(checkPolicy(doc), checkKind(doc, info))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", *file, err)
