@@ -160,6 +160,7 @@ var arrows = map[string]string{
 	"internal/bench":               "image internal/debian internal/inflate",
 	"internal/debian":              "",
 	"internal/demo":                "image internal/evidence internal/kbs/kbsserver internal/manifest internal/psp internal/verify",
+	"internal/demo/linreg":         "",
 	"test/probe":                   "",
 	"test/quoter":                  "internal/guest",
 	"test/bridge":                  "",
