@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 
 	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/experimental"
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 	"github.com/tetratelabs/wazero/sys"
 )
@@ -58,6 +60,7 @@ func start(ctx context.Context, args, env []string, f folders, stdout, stderr io
 	if err != nil {
 		return cannotRun, err
 	}
+	ctx = experimental.WithCompilationWorkers(ctx, runtime.NumCPU())
 	r := wazero.NewRuntime(ctx)
 	defer r.Close(ctx)
 	if _, err := wasi_snapshot_preview1.Instantiate(ctx, r); err != nil {
