@@ -36,7 +36,8 @@ func (r *run) kindOf(algorithm *image.Image) string {
 // checkHelper refuses a kind that this image has nothing to run with, before anybody is asked for anything.
 func (r *run) checkHelper() error {
 	if r.doc.Workload.Kind == "wasm" && r.helper == nil {
-		return because(result.BadManifest, errors.New("workload: wasm: this machine's image has no runtime for it; build one with `ampoule build --with wasm`"))
+		err := errors.New("workload: wasm: this machine's image has no runtime for it; build one with `ampoule build --with wasm`")
+		return because(result.BadManifest, err)
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/demo"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/workload"
@@ -112,6 +113,22 @@ func TestKinds(t *testing.T) {
 			f.algorithm(map[string]string{"fit.wasm": wasmModule}, v1.Config{})
 			f.set(map[string]any{"workload": "wasm"})
 		}, "input-0", "", []string{"/cocos/algo"}, true, []string{"algorithm", "datasets[0]"}},
+		"a program that is an artifact": {func(f *flow) {
+			f.algorithm(map[string]string{"fit": elfProgram}, v1.Config{Entrypoint: []string{"/run"}})
+			f.remote()
+			tamper := f.tamper
+			f.tamper = func(m *machine) {
+				tamper(m)
+				resolve := m.resolve
+				m.resolve = func(ctx context.Context, uri string, o image.Options) (*image.Image, error) {
+					i, err := resolve(ctx, uri, o)
+					if err == nil && strings.Contains(uri, "/other@") {
+						i.Artifact, i.Config = true, image.Config{}
+					}
+					return i, err
+				}
+			}
+		}, "input-0", "", []string{"/cocos/algo"}, false, []string{"algorithm", "datasets[0]"}},
 		"Cocos' default, with an entrypoint": {func(f *flow) { f.remote() },
 			"input-0", "", []string{"/run"}, false, []string{"algorithm", "datasets[0]"}},
 		"Cocos' default, without": {func(f *flow) {

@@ -29,12 +29,13 @@ func (r *reader) algorithmFile(a *object, res *Resource, m *Manifest) {
 	f, isFile := r.objects[res]
 	for _, name := range []string{"path", "sha256", "sha3_256", "hash"} {
 		if oci && a.known[name] && a.has(name) && (name != "hash" || res.SHA3_256 != nil) {
-			r.problem(a.path(name), "is of one file, and here an image's own entrypoint is run: pin the image by digest, or let the kind be bin, python or wasm")
+			r.problem(a.path(name), "is of one file, and here an image's own entrypoint is run: pin the image by digest, or say another kind, %s",
+				strings.Join(Kinds[1:], ", "))
 		}
 	}
 	if isFile && oci {
-		r.problem(f.at, "%.200q: is a file, which has no entrypoint to run; want an oci-image, docker://host/repository@sha256:…, or the kind bin, python or wasm",
-			withoutQuery(res.URI))
+		r.problem(f.at, "%.200q: is a file, which has no entrypoint to run; want an oci-image, docker://host/repository@sha256:…, or another kind, %s",
+			withoutQuery(res.URI), strings.Join(Kinds[1:], ", "))
 		return
 	}
 	if isFile && !res.Decompress {

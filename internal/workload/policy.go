@@ -70,5 +70,6 @@ func CheckPolicy(j *Job, files []string, hostLogs, debug bool) error {
 	if refused == nil {
 		return nil
 	}
-	return fmt.Errorf("the image's author does not allow, by its labels: %s; drop it from the manifest, or ask for another image", strings.Join(refused, ", "))
+	return fmt.Errorf("the image's author does not allow, by its labels: %s; drop it from the manifest, or ask for another image",
+		strings.Join(refused, ", "))
 }
