@@ -2,6 +2,7 @@ package measure
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -136,4 +137,79 @@ func (m *Measurements) Launch() []evidence.Measurement {
 		}
 	}
 	return out
+}
+
+// Identifies says why evidence of a shape does not tell which image runs; nil: what is predicted is of the image alone.
+func (p *Prediction) Identifies() error {
+	switch p.Kind {
+	case evidence.SNP:
+		if p.Shape.VMM != OnQEMU || p.Shape.Boot == BootUKI {
+			return errors.New("the launch measurement is that of the firmware, and nothing in the evidence says what it started")
+		}
+		return nil
+	case evidence.TDX:
+		if why := cmp.Or(p.Unpredicted["rtmr.1"], p.Unpredicted["measurements"]); why != "" {
+			return errors.New(why)
+		}
+		return nil
+	case evidence.AzSNPvTPM, evidence.AzTDXvTPM:
+		return nil
+	}
+	return errors.New("no broker of ours takes evidence of such a VM")
+}
+
+// Observed is what a verifier has read out of evidence whose signatures hold.
+type Observed struct {
+	Kind        evidence.Kind
+	Measurement evidence.Measurement
+	RTMR        *[4][48]byte  // TDX
+	PCR         *[24][32]byte // SHA-256; Azure
+}
+
+// imagePCRs are those that a UKI alone decides.
+var imagePCRs = []int{4, 9, 11}
+
+// Match is nil if one of the shapes measures as was observed, in all that its evidence has. The paravisor of Azure, whose
+// measurement is not predicted, is the caller's to check.
+func (m *Measurements) Match(o Observed) error {
+	var problems []error
+	for _, p := range m.Shapes {
+		if p.Kind != o.Kind {
+			continue
+		}
+		err := p.match(o)
+		if err == nil {
+			return nil
+		}
+		problems = append(problems, fmt.Errorf("%s: %w", p.Shape.Name, err))
+	}
+	if len(problems) == 0 {
+		return fmt.Errorf("no shape gives evidence of kind %s", o.Kind)
+	}
+	return errors.Join(problems...)
+}
+
+func (p *Prediction) match(o Observed) error {
+	if err := p.Identifies(); err != nil {
+		return err
+	}
+	azure := o.Kind == evidence.AzSNPvTPM || o.Kind == evidence.AzTDXvTPM
+	if !azure && !slices.Contains(p.Measurements, o.Measurement) {
+		return fmt.Errorf("the launch measurement is %s, predicted is %v", o.Measurement, p.Measurements)
+	}
+	if o.Kind == evidence.TDX {
+		for _, n := range []int{1, 2} {
+			if o.RTMR == nil || !slices.Contains(p.RTMR[n], evidence.Measurement(o.RTMR[n])) {
+				return fmt.Errorf("RTMR%d is not as predicted, which is %v", n, p.RTMR[n])
+			}
+		}
+	}
+	if azure {
+		for _, n := range imagePCRs {
+			if want, ok := p.PCR[n]; !ok || o.PCR == nil || Hash256(o.PCR[n]) != want.SHA256 {
+				return fmt.Errorf("PCR %d is not as predicted, which is %s", n, want.SHA256)
+			}
+		}
+	}
+	return nil
 }

@@ -88,6 +88,24 @@ func hexSum(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// PredictFirmware says what a launch measures that loads no kernel: the SNP, SEV-ES or SEV digest, or MRTD, of a firmware.
+func PredictFirmware(s Shape, firmware []byte) (*Prediction, error) {
+	if s.Boot = BootUKI; s.TEE == OnTPM {
+		return nil, errors.New("PCRs are of what firmware starts: a kernel or a UKI is missing")
+	}
+	s, err := s.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	fw, err := ParseFirmware(firmware)
+	if err != nil {
+		return nil, err
+	}
+	p := &Prediction{Shape: s, Kind: s.Kind(), Firmware: hexSum(firmware), Unpredicted: map[string]string{}}
+	p.Proves, p.Unproven = s.proof()
+	return p, p.launch(fw, Files{})
+}
+
 // launch is what the hardware measures.
 func (p *Prediction) launch(fw *Firmware, f Files) error {
 	s := p.Shape
