@@ -92,6 +92,9 @@ func FuzzParseFirmware(f *testing.F) {
 func FuzzParseUKI(f *testing.F) {
 	f.Add(sampleUKI("257"))
 	f.Add(sampleUKI("252"))
+	nothing := sampleUKI("257", [2]string{".splash", ""})
+	binary.LittleEndian.PutUint32(nothing[bytes.Index(nothing, []byte(".splash"))+20:], 1<<24)
+	f.Add(nothing)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if u, err := ParseUKI(b); err == nil {
 			u.events(nil)

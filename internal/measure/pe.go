@@ -67,7 +67,10 @@ func parsePE(file []byte) (*peImage, error) {
 	for i := range n {
 		b := file[at+24+optional+i*peSectionEntry:]
 		s := peSection{name: string(bytes.TrimRight(b[:8], "\x00")), size: int(le.Uint32(b[8:])), rawSize: int(le.Uint32(b[16:])), offset: int(le.Uint32(b[20:]))}
-		if s.rawSize != 0 && s.offset+s.rawSize > len(file)-p.certsSize {
+		if s.rawSize == 0 {
+			s.offset = 0 // whatever it says: nothing is there
+		}
+		if s.offset+s.rawSize > len(file)-p.certsSize {
 			return nil, fmt.Errorf("PE section %q: %d bytes at %d of a file of %d", s.name, s.rawSize, s.offset, len(file))
 		}
 		p.sections = append(p.sections, s)
