@@ -51,6 +51,7 @@ func policyVerb(_ context.Context, args []string, std stdio) error {
 	tcb := fs.String("min-tcb", "", "lowest patch levels of SNP: bootloader=N,tee=N,snp=N,microcode=N")
 	out := fs.String("out", "", "folder to write")
 	url := fs.String("url", "https://127.0.0.1:8080", "the broker, in the commands")
+	ca := fs.String("ca", "kbs.pem", "file with the broker's certificate, in the commands")
 	asJSON := fs.Bool("json", false, "print what was written, and which shapes get nothing, as JSON")
 	if err := parse(fs, args, 0); err != nil {
 		return err
@@ -101,7 +102,7 @@ func policyVerb(_ context.Context, args []string, std stdio) error {
 	for _, name := range slices.Sorted(maps.Keys(p.Left)) {
 		std.say("nothing is released to %s: %s", name, p.Left[name])
 	}
-	fmt.Fprint(std.out, uploads(*url, *out, p))
+	fmt.Fprint(std.out, uploads(*url, *ca, *out, p))
 	return nil
 }
 
@@ -167,13 +168,13 @@ func writePolicy(dir string, p *keypolicy.Policy) ([]string, error) {
 
 // uploads are the commands for either client. kbs-client sets reference values one at a time, each as a list of its own, so that
 // lists of several go as one message.
-func uploads(url, dir string, p *keypolicy.Policy) string {
+func uploads(url, ca, dir string, p *keypolicy.Policy) string {
 	var b strings.Builder
 	line := func(words ...string) { fmt.Fprintln(&b, qemu.ShellCommand(words[0], words[1:])) }
 	file := func(name string) string { return filepath.Join(dir, name) }
 	fmt.Fprintln(&b, "# with ampoule:")
 	own := func(verb string, words ...string) {
-		line(append([]string{"ampoule", "kbs", verb, "--url", url, "--ca", "kbs.pem", "--key", "admin"}, words...)...)
+		line(append([]string{"ampoule", "kbs", verb, "--url", url, "--ca", ca, "--key", "admin"}, words...)...)
 	}
 	own("reference", file("reference-values.json"))
 	own("policy", "--attestation", "default_cpu", file("attestation.rego"))
@@ -181,7 +182,7 @@ func uploads(url, dir string, p *keypolicy.Policy) string {
 	fmt.Fprintln(&b, "# with kbs-client of Trustee:")
 	fmt.Fprintln(&b, "ampoule kbs token --key admin --lifetime 10m > token")
 	config := func(words ...string) {
-		line(append([]string{"kbs-client", "--url", url, "--cert-file", "kbs.pem", "config", "--admin-token-file", "token"}, words...)...)
+		line(append([]string{"kbs-client", "--url", url, "--cert-file", ca, "config", "--admin-token-file", "token"}, words...)...)
 	}
 	if commands, ok := single(p.References); ok {
 		for _, c := range commands {
@@ -189,7 +190,7 @@ func uploads(url, dir string, p *keypolicy.Policy) string {
 		}
 	} else {
 		fmt.Fprintln(&b, `(umask 077; echo "Authorization: Bearer $(cat token)" > header)`)
-		line("curl", "--fail", "--cacert", "kbs.pem", "-H", "@header", "-H", "Content-Type: application/json", "--data-binary", "@"+file("rvps.json"), url+"/kbs/v0/reference-value")
+		line("curl", "--fail", "--cacert", ca, "-H", "@header", "-H", "Content-Type: application/json", "--data-binary", "@"+file("rvps.json"), url+"/kbs/v0/reference-value")
 	}
 	config("set-attestation-policy", "--type", "rego", "--id", "default_cpu", "--policy-file", file("attestation.rego"))
 	config("set-resource-policy", "--policy-file", file("resource.rego"))

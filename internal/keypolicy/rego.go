@@ -137,13 +137,10 @@ status := input.submods.cpu0["ear.status"]
 
 claims := input.submods.cpu0["ear.veraison.annotated-evidence"]
 
-allow if {
+asked if {
 	data.plugin == "resource"
 	count(data["resource-path"]) == 3
 	released
-	status == "affirming"
-	image
-	bound
 }
 
 released if {
@@ -196,62 +193,69 @@ func registerOrder(kind evidence.Kind) []int {
 	return nil
 }
 
-// rules are those of a kind: image says what runs, bound which manifest it was launched with.
+// rules are those of a kind: what runs, and which manifest it was launched with.
 var rules = map[evidence.Kind]string{
 	evidence.SNP: `
 # SNP: the launch digest, and HOST_DATA.
 snp := claims.snp.evidence if claims.snp.evidence
 else := claims.snp
 
-image if snp.measurement in snp_launch
-
-bound if {
-	claims.snp
+allow if {
+	asked
+	status == "affirming"
+	snp.measurement in snp_launch
 	claims.init_data in snp_manifests
 }
 `,
 	evidence.TDX: `
 # TDX: MRTD, RTMR1 and RTMR2, and MRCONFIGID, or RTMR3 where the launcher left that zero.
-image if {
-	claims.tdx.quote.body.mr_td in tdx_launch
-	claims.tdx.quote.body.rtmr_1 in tdx_rtmr_1
-	claims.tdx.quote.body.rtmr_2 in tdx_rtmr_2
-	claims.tdx.td_attributes.debug == false
-}
+tdx := claims.tdx.quote.body if claims.tdx.td_attributes.debug == false
 
-bound if {
-	claims.tdx
+allow if {
+	asked
+	status == "affirming"
+	tdx.mr_td in tdx_launch
+	tdx.rtmr_1 in tdx_rtmr_1
+	tdx.rtmr_2 in tdx_rtmr_2
 	claims.init_data in tdx_manifests
 }
 
-bound if {
-	regex.match("^0{96}$", claims.tdx.quote.body.mr_config_id)
-	claims.tdx.quote.body.rtmr_3 in tdx_rtmr_3
+allow if {
+	asked
+	status == "affirming"
+	tdx.mr_td in tdx_launch
+	tdx.rtmr_1 in tdx_rtmr_1
+	tdx.rtmr_2 in tdx_rtmr_2
+	regex.match("^0{96}$", tdx.mr_config_id)
+	tdx.rtmr_3 in tdx_rtmr_3
 }
 `,
 	evidence.AzSNPvTPM: `
-# Azure on SNP: the paravisor, and PCRs 4, 9 and 11 of its TPM; PCR 8 is init_data.
-image if {
-	az := claims["az-snp-vtpm"]
-	az.measurement in az_snp_launch
-	az.tpm.pcr04 in az_snp_pcr04
-	az.tpm.pcr09 in az_snp_pcr09
-	az.tpm.pcr11 in az_snp_pcr11
-}
+# Azure on SNP: the paravisor, and PCRs 4, 9 and 11 of its TPM; PCR 8 is the manifest's.
+az_snp := claims["az-snp-vtpm"]
 
-bound if claims["az-snp-vtpm"].tpm.pcr08 in az_snp_manifests
+allow if {
+	asked
+	status == "affirming"
+	az_snp.measurement in az_snp_launch
+	az_snp.tpm.pcr04 in az_snp_pcr04
+	az_snp.tpm.pcr09 in az_snp_pcr09
+	az_snp.tpm.pcr11 in az_snp_pcr11
+	az_snp.tpm.pcr08 in az_snp_manifests
+}
 `,
 	evidence.AzTDXvTPM: `
-# Azure on TDX: the paravisor, and PCRs 4, 9 and 11 of its TPM; PCR 8 is init_data.
-image if {
-	az := claims["az-tdx-vtpm"]
-	az.quote.body.mr_td in az_tdx_launch
-	az.tpm.pcr04 in az_tdx_pcr04
-	az.tpm.pcr09 in az_tdx_pcr09
-	az.tpm.pcr11 in az_tdx_pcr11
-	az.td_attributes.debug == false
-}
+# Azure on TDX: the paravisor, and PCRs 4, 9 and 11 of its TPM; PCR 8 is the manifest's.
+az_tdx := claims["az-tdx-vtpm"] if claims["az-tdx-vtpm"].td_attributes.debug == false
 
-bound if claims["az-tdx-vtpm"].tpm.pcr08 in az_tdx_manifests
+allow if {
+	asked
+	status == "affirming"
+	az_tdx.quote.body.mr_td in az_tdx_launch
+	az_tdx.tpm.pcr04 in az_tdx_pcr04
+	az_tdx.tpm.pcr09 in az_tdx_pcr09
+	az_tdx.tpm.pcr11 in az_tdx_pcr11
+	az_tdx.tpm.pcr08 in az_tdx_manifests
+}
 `,
 }

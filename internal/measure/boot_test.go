@@ -51,7 +51,7 @@ func TestRTMRsAreThoseOfARealLog(t *testing.T) {
 	}
 	p.Events = append(secure, Event{4, evEFIBoot, "kernel", digest(2, evEFIBoot, "k\x00e\x00r\x00n\x00e\x00l")}, callingApplication, separator(4),
 		Event{9, evEventTag, "", digest(3, evEventTag, "LoadOptions")}, Event{9, evEventTag, "", digest(3, evEventTag, "initrd")})
-	p.rtmrs(nil, Files{})
+	p.rtmrs(nil, nil, Files{})
 	real := evidence.Replay(log)
 	if !slices.Contains(p.RTMR[1], real[1]) {
 		t.Errorf("RTMR1 is %x, predicted was %v", real[1], p.RTMR[1])

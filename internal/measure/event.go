@@ -19,7 +19,7 @@ const (
 	evEFIVariable  = 0x80000001
 	evEFIBoot      = 0x80000003 // an image that was loaded, by its Authenticode digest
 	evEFIAction    = 0x80000007
-	evEFIAuthority = 0x800000E0
+	evFirmwareBlob = 0x8000000A
 )
 
 // A Hash256 is a SHA-256 digest; its text form is 64 hex digits.

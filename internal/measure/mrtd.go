@@ -72,3 +72,14 @@ func (t tdvfSection) extend(h hash.Hash, image []byte, page uint64) {
 		h.Write(image[uint64(t.offset)+at:][:chunk])
 	}
 }
+
+// variables is the event of RTMR0 with which firmware measures the variables that its image brings, the configuration
+// firmware volume. What else is in RTMR0 is not the image's.
+func (f *Firmware) variables() (events []Event) {
+	for _, s := range f.tdvf {
+		if s.kind == tdvfCFV {
+			events = append(events, Event{1, evFirmwareBlob, "CFV, the variables in the firmware's file", digestsOf(f.image[s.offset:][:s.rawSize])})
+		}
+	}
+	return events
+}

@@ -175,6 +175,11 @@ func TestFirmwareMeasuresAsGooglesVerifierSays(t *testing.T) {
 			if m, err := MRTD(f, EachPage); err != nil || m.String() != test.mrtd {
 				t.Errorf("MRTD %s, %v, want %s", m, err, test.mrtd)
 			}
+			// The variables of trixie's were in a real guest's log (../shared, ccel/trustee-CCEL_data_ovmf).
+			const cfv = "344bc51c980ba621aaa00da3ed7436f7d6e549197dfe699515dfa2c6583d95e6412af21c097d473155875ffd561d6790"
+			if e := f.variables(); test.suite == "trixie" && (len(e) != 1 || e[0].Digests.SHA384.String() != cfv) {
+				t.Errorf("variables %v, want %s", e, cfv)
+			}
 			if m, err := SNP(SNPLaunch{Firmware: f, VCPUs: 4, VMM: GCE, Features: FeatureSNP}); err != nil || m.String() != test.snp {
 				t.Errorf("SNP %s, %v, want %s", m, err, test.snp)
 			}

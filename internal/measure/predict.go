@@ -188,7 +188,7 @@ func (p *Prediction) boot(fw *Firmware, f Files) error {
 	}
 	p.Events = events
 	if s.TEE == OnTDX && s.VMM != OnAzure {
-		p.rtmrs(u, f)
+		p.rtmrs(fw, u, f)
 		delete(p.Unpredicted, "pcr.7")
 		return nil
 	}
@@ -221,7 +221,7 @@ func (p *Prediction) pcrs(f Files) {
 // rtmrs are the registers of a TDX guest. Firmware and kernel differ in two things that say nothing of the image: whether
 // the separator before the first boot option is in RTMR1 or in RTMR0, and whether the kernel has to leave the firmware
 // twice, because the memory map had changed meanwhile. Each combination is listed.
-func (p *Prediction) rtmrs(u *UKI, f Files) {
+func (p *Prediction) rtmrs(fw *Firmware, u *UKI, f Files) {
 	var one, two []Event
 	for _, e := range p.Events {
 		switch n, err := rtmr(e.PCR); {
@@ -249,6 +249,9 @@ func (p *Prediction) rtmrs(u *UKI, f Files) {
 		p.RTMR[3] = append(p.RTMR[3], evidence.Extend384([48]byte{}, digest))
 	}
 	p.Events = append(p.Events, exitBootServices, exitSucceeded)
+	if fw != nil {
+		p.Events = append(fw.variables(), p.Events...)
+	}
 	p.Unpredicted["rtmr.0"] = "it has the memory map (TD HOB), QEMU's ACPI tables and with them its version, devices and vCPUs, the firmware's variables and boot options"
 	if f.InitData == nil {
 		p.Unpredicted["rtmr.3"] = "it is zero where the launcher puts the manifest's digest into MRCONFIGID; else the guest extends it with that digest, and no manifest was given"
