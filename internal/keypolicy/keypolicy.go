@@ -55,8 +55,8 @@ var kinds = []evidence.Kind{evidence.SNP, evidence.TDX, evidence.AzSNPvTPM, evid
 // names are the registers of a kind that the image decides, by the names that claims have for them.
 var names = map[evidence.Kind]map[int]string{
 	evidence.TDX:       {1: "rtmr_1", 2: "rtmr_2"},
-	evidence.AzSNPvTPM: {4: "pcr04", 9: "pcr09", 11: "pcr11"},
-	evidence.AzTDXvTPM: {4: "pcr04", 9: "pcr09", 11: "pcr11"},
+	evidence.AzSNPvTPM: {4: "pcr04", 9: "pcr09", 11: "pcr11", 12: "pcr12"},
+	evidence.AzTDXvTPM: {4: "pcr04", 9: "pcr09", 11: "pcr11", 12: "pcr12"},
 }
 
 // Make makes the policies. That no shape of m is left is an error.

@@ -35,7 +35,7 @@ func measured() *measure.Measurements {
 	shape := func(name string, tee measure.TEE, vmm measure.Platform, boot string) measure.Shape {
 		return measure.Shape{Name: name, TEE: tee, VMM: vmm, Boot: boot}
 	}
-	pcrs := map[int]measure.Digests{4: pcr(0x44), 9: pcr(0x99), 11: pcr(0xbb)}
+	pcrs := map[int]measure.Digests{4: pcr(0x44), 9: pcr(0x99), 11: pcr(0xbb), 12: {}}
 	return &measure.Measurements{
 		Version: 1,
 		Shapes: []measure.Prediction{
@@ -89,7 +89,7 @@ func claims(kind evidence.Kind) map[string]any {
 		register = evidence.PCR8
 	}
 	bound := fmt.Sprintf("%x", evidence.InRegister(register, manifests[1][:]))
-	tpm := map[string]any{"pcr04": pcr(0x44).SHA256.String(), "pcr09": pcr(0x99).SHA256.String(), "pcr11": pcr(0xbb).SHA256.String(), "pcr08": bound}
+	tpm := map[string]any{"pcr04": pcr(0x44).SHA256.String(), "pcr09": pcr(0x99).SHA256.String(), "pcr11": pcr(0xbb).SHA256.String(), "pcr12": measure.Hash256{}.String(), "pcr08": bound}
 	out := map[string]any{"init_data": bound}
 	switch kind {
 	case evidence.SNP:
@@ -207,7 +207,7 @@ func TestPoliciesRefuseEverySingleChange(t *testing.T) {
 						case "0", "4", "22", "72":
 							set("1")
 						default:
-							set("00" + v[2:])
+							set("01" + v[2:])
 						}
 					}
 					if change == "nothing" {
@@ -371,7 +371,7 @@ func TestBrokerPolicyIsRead(t *testing.T) {
 				t.Errorf("%s: RTMRs %v", kind, r.RTMR)
 			}
 		default:
-			if len(r.PCR) != 3 {
+			if len(r.PCR) != 4 {
 				t.Errorf("%s: PCRs %v", kind, r.PCR)
 			}
 		}
@@ -391,7 +391,7 @@ func TestRVPS(t *testing.T) {
 	if err := json.Unmarshal(b, &message); err != nil || json.Unmarshal(message.Payload, &values) != nil {
 		t.Fatalf("%s: %v", b, err)
 	}
-	if message.Version != "0.1.0" || message.Type != "sample" || len(values) != 16 {
+	if message.Version != "0.1.0" || message.Type != "sample" || len(values) != 18 {
 		t.Errorf("%s %s with %d values: %v", message.Version, message.Type, len(values), values)
 	}
 }

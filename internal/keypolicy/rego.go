@@ -93,6 +93,7 @@ executables := 3 if {
 	az_snp.tpm.pcr04 in query_reference_value("az_snp_pcr04")
 	az_snp.tpm.pcr09 in query_reference_value("az_snp_pcr09")
 	az_snp.tpm.pcr11 in query_reference_value("az_snp_pcr11")
+	az_snp.tpm.pcr12 in query_reference_value("az_snp_pcr12")
 }
 
 hardware := 2 if recent({
@@ -112,6 +113,7 @@ executables := 3 if {
 	az_tdx.tpm.pcr04 in query_reference_value("az_tdx_pcr04")
 	az_tdx.tpm.pcr09 in query_reference_value("az_tdx_pcr09")
 	az_tdx.tpm.pcr11 in query_reference_value("az_tdx_pcr11")
+	az_tdx.tpm.pcr12 in query_reference_value("az_tdx_pcr12")
 }
 
 hardware := 2 if {
@@ -188,7 +190,7 @@ func registerOrder(kind evidence.Kind) []int {
 	case evidence.TDX:
 		return []int{1, 2}
 	case evidence.AzSNPvTPM, evidence.AzTDXvTPM:
-		return []int{4, 9, 11}
+		return []int{4, 9, 11, 12}
 	}
 	return nil
 }
@@ -231,7 +233,7 @@ allow if {
 }
 `,
 	evidence.AzSNPvTPM: `
-# Azure on SNP: the paravisor, and PCRs 4, 9 and 11 of its TPM; PCR 8 is the manifest's.
+# Azure on SNP: the paravisor, and PCRs 4, 9, 11 and 12 of its TPM; PCR 8 is the manifest's.
 az_snp := claims["az-snp-vtpm"]
 
 allow if {
@@ -241,11 +243,12 @@ allow if {
 	az_snp.tpm.pcr04 in az_snp_pcr04
 	az_snp.tpm.pcr09 in az_snp_pcr09
 	az_snp.tpm.pcr11 in az_snp_pcr11
+	az_snp.tpm.pcr12 in az_snp_pcr12
 	az_snp.tpm.pcr08 in az_snp_manifests
 }
 `,
 	evidence.AzTDXvTPM: `
-# Azure on TDX: the paravisor, and PCRs 4, 9 and 11 of its TPM; PCR 8 is the manifest's.
+# Azure on TDX: the paravisor, and PCRs 4, 9, 11 and 12 of its TPM; PCR 8 is the manifest's.
 az_tdx := claims["az-tdx-vtpm"] if claims["az-tdx-vtpm"].td_attributes.debug == false
 
 allow if {
@@ -255,6 +258,7 @@ allow if {
 	az_tdx.tpm.pcr04 in az_tdx_pcr04
 	az_tdx.tpm.pcr09 in az_tdx_pcr09
 	az_tdx.tpm.pcr11 in az_tdx_pcr11
+	az_tdx.tpm.pcr12 in az_tdx_pcr12
 	az_tdx.tpm.pcr08 in az_tdx_manifests
 }
 `,

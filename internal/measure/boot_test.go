@@ -376,7 +376,7 @@ func TestMatch(t *testing.T) {
 		{Shape: Shape{Name: "snp", TEE: OnSNP, VMM: OnQEMU, Boot: BootDirect}, Kind: evidence.SNP, Measurements: []evidence.Measurement{m}},
 		{Shape: Shape{Name: "gcp", TEE: OnSNP, VMM: OnGCP, Boot: BootUKI}, Kind: evidence.SNP, Measurements: []evidence.Measurement{{2}}},
 		{Shape: Shape{Name: "tdx", TEE: OnTDX, VMM: OnQEMU}, Kind: evidence.TDX, Measurements: []evidence.Measurement{m}, RTMR: map[int][]evidence.Measurement{1: {{3}, {4}}, 2: {{5}}}},
-		{Shape: Shape{Name: "azure", TEE: OnSNP, VMM: OnAzure}, Kind: evidence.AzSNPvTPM, PCR: map[int]Digests{4: {SHA256: Hash256{6}}, 9: {}, 11: {}}},
+		{Shape: Shape{Name: "azure", TEE: OnSNP, VMM: OnAzure}, Kind: evidence.AzSNPvTPM, PCR: map[int]Digests{4: {SHA256: Hash256{6}}, 9: {}, 11: {}, 12: {}}},
 	}}
 	rtmr := func(one, two byte) *[4][48]byte { return &[4][48]byte{1: {one}, 2: {two}} }
 	for _, test := range []struct {
@@ -393,6 +393,7 @@ func TestMatch(t *testing.T) {
 		{"TDX without RTMRs", Observed{Kind: evidence.TDX, Measurement: m}, false},
 		{"Azure", Observed{Kind: evidence.AzSNPvTPM, PCR: &[24][32]byte{4: {6}}}, true},
 		{"Azure with another UKI", Observed{Kind: evidence.AzSNPvTPM, PCR: &[24][32]byte{4: {7}}}, false},
+		{"Azure with a command line from outside", Observed{Kind: evidence.AzSNPvTPM, PCR: &[24][32]byte{4: {6}, 12: {1}}}, false},
 		{"Azure without PCRs", Observed{Kind: evidence.AzSNPvTPM}, false},
 		{"a kind that no shape has", Observed{Kind: evidence.AzTDXvTPM, PCR: &[24][32]byte{4: {6}}}, false},
 	} {

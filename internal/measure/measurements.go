@@ -166,8 +166,8 @@ type Observed struct {
 	PCR         *[24][32]byte // SHA-256; Azure
 }
 
-// imagePCRs are those that a UKI alone decides.
-var imagePCRs = []int{4, 9, 11}
+// imagePCRs are those that a UKI alone decides. PCR 12 has what a stub takes from outside, and is zero.
+var imagePCRs = []int{4, 9, 11, 12}
 
 // Match is nil if one of the shapes measures as was observed, in all that its evidence has. The paravisor of Azure, whose
 // measurement is not predicted, is the caller's to check.
