@@ -23,15 +23,16 @@ import (
 	"github.com/ampoule-vm/ampoule/qemu"
 )
 
-// A suiteFile is a file of a Debian package.
-type suiteFile struct{ suite, pkg, name string }
+// A suiteFile is a file of a Debian package, of a version that begins so. A suite that has gone on to another has what was not
+// looked at yet.
+type suiteFile struct{ suite, pkg, version, name string }
 
 var (
-	ovmf2025 = suiteFile{"trixie", "ovmf", "usr/share/ovmf/OVMF.fd"}
-	ovmf2026 = suiteFile{"sid", "ovmf", "usr/share/ovmf/OVMF.fd"}
-	stub252  = suiteFile{"bookworm", "systemd-boot-efi", "usr/lib/systemd/boot/efi/linuxx64.efi.stub"}
-	stub257  = suiteFile{"trixie", "systemd-boot-efi", "usr/lib/systemd/boot/efi/linuxx64.efi.stub"}
-	qemu10   = suiteFile{"trixie", "qemu-system-x86", "usr/share/qemu/linuxboot_dma.bin"}
+	ovmf2025 = suiteFile{"trixie", "ovmf", "2025.02", "usr/share/ovmf/OVMF.fd"}
+	ovmf2026 = suiteFile{"sid", "ovmf", "2026.08", "usr/share/ovmf/OVMF.fd"}
+	stub252  = suiteFile{"bookworm", "systemd-boot-efi", "252.", "usr/lib/systemd/boot/efi/linuxx64.efi.stub"}
+	stub257  = suiteFile{"trixie", "systemd-boot-efi", "257.", "usr/lib/systemd/boot/efi/linuxx64.efi.stub"}
+	qemu10   = suiteFile{"trixie", "qemu-system-x86", "1:10.", "usr/share/qemu/linuxboot_dma.bin"}
 )
 
 // fetch gives the path of the file, unpacked, and its package's root.
@@ -41,10 +42,13 @@ func (f suiteFile) fetch(t *testing.T) (path string, root *debian.Root) {
 	if errors.Is(err, debian.ErrNotServed) {
 		t.Skip(err)
 	}
-	if err == nil {
-		path, err = root.File(f.name)
-	}
 	if err != nil {
+		t.Fatal(err)
+	}
+	if v := root.Version(f.pkg); !strings.HasPrefix(v, f.version) {
+		t.Skipf("Debian %s has %s %s, and what was looked at is %s", f.suite, f.pkg, v, f.version)
+	}
+	if path, err = root.File(f.name); err != nil {
 		t.Fatal(err)
 	}
 	return path, root

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/measure"
 	"github.com/ampoule-vm/ampoule/mkimage"
 )
@@ -43,12 +45,15 @@ A shape file is a JSON list of VMs; --shapes writes measurements.json, for verif
   guest_features SEV_FEATURES, 1 unless given; policy is the SNP guest's, for an id block
   memory_mib, qemu  where QEMU before 10, or firmware before 2025, measures the kernel as loaded
 
+With --log nothing is printed but the first event of each register in which a boot was not as predicted; there being one is exit code 3.
+
 --id-key and --author-key (P-384, PEM) sign an id block for an SNP digest, which is printed as QEMU takes it.
 
 Examples:
   ampoule measure --mode snp --firmware OVMF.amdsev.fd --image out/production --vcpus 2 --vcpu-type EPYC-Genoa
   ampoule measure --mode tdx --firmware OVMF.inteltdx.fd --image out/production --json
   ampoule measure --mode pcr --vmm azure --uki out/production/ampoule.efi
+  ampoule measure --mode pcr --vmm azure --uki out/production/ampoule.efi --log binary_bios_measurements
   ampoule measure --shapes shapes.json --image out/production --out measurements.json`
 
 // Limits of what is read, bytes.
@@ -62,7 +67,7 @@ type measureFlags struct {
 	mode, firmware, kernel, initrd, cmdline, uki, disk, image string
 	vmm, cpu, features, policy, initData, idKey, authorKey    string
 	vcpus, memory, qemu                                       int
-	shapes, out                                               string
+	shapes, out, log                                          string
 	json                                                      bool
 }
 
@@ -89,6 +94,7 @@ func measureVerb(_ context.Context, args []string, std stdio) error {
 	fs.StringVar(&f.authorKey, "author-key", "", "PEM file of the key that signs the id key")
 	fs.StringVar(&f.shapes, "shapes", "", "file with the VMs to predict for, in place of the flags about one")
 	fs.StringVar(&f.out, "out", "", "file for measurements.json instead of standard output (--shapes)")
+	fs.StringVar(&f.log, "log", "", "event log of such a VM (binary_bios_measurements, or CCEL with tdx): say where it is not as predicted")
 	fs.BoolVar(&f.json, "json", false, "print everything, with the events, as JSON")
 	if err := parse(fs, args, 0); err != nil {
 		return err
@@ -119,6 +125,9 @@ func measureVerb(_ context.Context, args []string, std stdio) error {
 	p, err := measure.Predict(shape, files, firmware)
 	if err != nil {
 		return err
+	}
+	if f.log != "" {
+		return f.compare(std, p)
 	}
 	return f.print(std, p)
 }
@@ -267,6 +276,24 @@ func (f *measureFlags) print(std stdio, p *measure.Prediction) error {
 			IDBlock *idBlock `json:"id_block,omitempty"`
 		}{p, id})
 	}
+	printPrediction(std, p)
+	if id != nil {
+		fmt.Fprintf(std.out, "id-block %s\nid-auth %s\nid-key-digest %s\n", id.Block, id.Auth, id.KeyDigest)
+		if id.AuthorDigest != "" {
+			fmt.Fprintf(std.out, "author-key-digest %s\n", id.AuthorDigest)
+		}
+	}
+	for _, what := range slices.Sorted(maps.Keys(p.Unpredicted)) {
+		std.say("not predicted: %s: %s", what, p.Unpredicted[what])
+	}
+	for _, line := range p.Unproven {
+		std.say("not proven: %s", line)
+	}
+	return nil
+}
+
+// printPrediction prints what there is, a value a line.
+func printPrediction(std stdio, p *measure.Prediction) {
 	name := map[measure.TEE]string{measure.OnTDX: "mrtd"}[p.Shape.TEE]
 	if name == "" {
 		name = "measurement"
@@ -288,19 +315,6 @@ func (f *measureFlags) print(std stdio, p *measure.Prediction) error {
 			fmt.Fprintf(std.out, "pcr%d sha384 %s\n", n, p.PCR[n].SHA384)
 		}
 	}
-	if id != nil {
-		fmt.Fprintf(std.out, "id-block %s\nid-auth %s\nid-key-digest %s\n", id.Block, id.Auth, id.KeyDigest)
-		if id.AuthorDigest != "" {
-			fmt.Fprintf(std.out, "author-key-digest %s\n", id.AuthorDigest)
-		}
-	}
-	for _, what := range slices.Sorted(maps.Keys(p.Unpredicted)) {
-		std.say("not predicted: %s: %s", what, p.Unpredicted[what])
-	}
-	for _, line := range p.Unproven {
-		std.say("not proven: %s", line)
-	}
-	return nil
 }
 
 // An idBlock is what QEMU's sev-snp-guest takes as id-block= and id-auth=, in base64, and what reports then have, in hex.
@@ -356,4 +370,40 @@ func signingKey(std stdio, path string) (*ecdsa.PrivateKey, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return k, nil
+}
+
+// compare says where the boot of a log is not as predicted.
+func (f *measureFlags) compare(std stdio, p *measure.Prediction) error {
+	b, err := std.readFile(f.log, maxDisk)
+	if err != nil {
+		return err
+	}
+	var found []measure.Difference
+	switch {
+	case p.RTMR != nil:
+		log, err := evidence.ParseEventLog(b)
+		if err != nil {
+			return fmt.Errorf("--log %s: %w", f.log, err)
+		}
+		found = p.CompareRTMRs(log)
+	case p.PCR != nil:
+		log, err := measure.ParseLog(b)
+		if err != nil {
+			return fmt.Errorf("--log %s: %w", f.log, err)
+		}
+		found = p.ComparePCRs(log)
+	default:
+		return usagef("--log goes with --mode pcr or tdx: SNP and SEV have no event log")
+	}
+	if f.json {
+		err = std.json(map[string]any{"differences": append([]measure.Difference{}, found...)})
+	} else {
+		for _, d := range found {
+			fmt.Fprintln(std.out, d)
+		}
+	}
+	if len(found) > 0 {
+		return &exitError{3, errors.Join(err, fmt.Errorf("--log %s: %d registers are not as predicted", f.log, len(found)))}
+	}
+	return err
 }
