@@ -176,7 +176,7 @@ func compareMeasured(t *testing.T, p *measure.Prediction, console string) {
 	line, _, _ = strings.Cut(line, "\n")
 	raw, err := hex.DecodeString(strings.TrimSpace(line))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("log: %v; the console:\n%s", err, console)
 	}
 	log, err := measure.ParseLog(raw)
 	if err != nil {

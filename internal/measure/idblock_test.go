@@ -40,9 +40,13 @@ func little(b []byte) *big.Int {
 // verify checks both signatures as the processor does.
 func (a IDAuth) verify(b IDBlock) error {
 	check := func(key, signature, data []byte) error {
-		k := ecdsa.PublicKey{Curve: elliptic.P384(), X: little(key[4 : 4+72]), Y: little(key[76 : 76+72])}
+		point := append([]byte{4}, little(key[4:76]).FillBytes(make([]byte, 48))...)
+		k, err := ecdsa.ParseUncompressedPublicKey(elliptic.P384(), append(point, little(key[76:148]).FillBytes(make([]byte, 48))...))
+		if err != nil {
+			return err
+		}
 		sum := sha512.Sum384(data)
-		if !ecdsa.Verify(&k, sum[:], little(signature[:72]), little(signature[72:144])) {
+		if !ecdsa.Verify(k, sum[:], little(signature[:72]), little(signature[72:144])) {
 			return errors.New("a signature does not hold")
 		}
 		return nil
