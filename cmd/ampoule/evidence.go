@@ -52,7 +52,7 @@ type evidenceFacts struct {
 
 // verifyEvidence judges evidence by itself, without a receipt around it.
 func verifyEvidence(ctx context.Context, std stdio, f evidenceFlags, want verify.Expect, allowSample, asJSON bool) error {
-	o := verify.Options{Roots: want.Roots, Intel: want.Intel, Measurements: want.Measurements, AllowSample: allowSample}
+	o := verify.Options{Roots: want.Roots, Intel: want.Intel, Measurements: want.Measurements, Image: want.Image, AllowSample: allowSample}
 	facts := evidenceFacts{Kind: evidence.Kind(f.kind)}
 	skipped := func(given bool, what string) {
 		if !given {

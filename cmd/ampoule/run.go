@@ -12,6 +12,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/measure"
 	"github.com/ampoule-vm/ampoule/internal/psp"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/timeline"
@@ -241,6 +242,7 @@ func testRoot(chip *psp.PSP, kind evidence.Kind) []byte {
 // runFacts is what run prints as JSON. A dry run has the first two alone.
 type runFacts struct {
 	Measurement evidence.Measurement `json:"measurement,omitzero"` // that the simulated processor will sign
+	Predicted   *measure.Prediction  `json:"predicted,omitempty"`  // on hardware
 	Initdata    string               `json:"initdata_sha256"`
 	Outcome     *result.Event        `json:"outcome,omitempty"`
 	Result      string               `json:"result,omitempty"`

@@ -48,7 +48,7 @@ Examples:
 func verifyVerb(ctx context.Context, args []string, std stdio) error {
 	fs := flags("verify", verifyHelp, std)
 	measurements := fs.String("measurement", "", "launch measurements that are accepted, 96 hex digits each, with commas")
-	list := fs.String("measurements", "", "file with more of them: a JSON list of strings")
+	list := fs.String("measurements", "", "file with more of them: measurements.json of ampoule measure, or a JSON list")
 	manifestFile := fs.String("manifest", "", "the manifest that was sent")
 	resultFile := fs.String("result", "", "the result as delivered (result.tar.age)")
 	root := fs.String("test-root", "", "PEM file with the root of a simulated TEE (test-root.pem)")
@@ -97,10 +97,11 @@ func verifyVerb(ctx context.Context, args []string, std stdio) error {
 		return err
 	}
 	if *list != "" {
-		more, err := readMeasurements(std, *list)
+		more, image, err := readMeasurements(std, *list)
 		if err != nil {
 			return err
 		}
+		want.Image = image
 		want.Measurements = append(want.Measurements, more...)
 	}
 	if f.file != "" {

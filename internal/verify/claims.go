@@ -19,6 +19,7 @@ type Options struct {
 	HostData     *[32]byte              // SNP only
 	InitData     []byte                 // digest of an initdata document, held against the register of the kind
 	Measurements []evidence.Measurement // the report's must be among them; an empty list that is not nil accepts none
+	Image        func(*Claims) error    // says what of them is not as predicted; nil: not asked
 	Now          time.Time              // for the validity of certificates; zero: the clock
 
 	Intel       []*x509.Certificate // nil: the Intel SGX Root CA. Given ones replace it, as Roots do AMD's
@@ -133,6 +134,11 @@ func expected(c *Claims, o Options) (errs []error) {
 			fail("init_data", want, "nothing: "+c.Register+" is zero")
 		default:
 			equal("init_data", want, c.InitData)
+		}
+	}
+	if o.Image != nil {
+		if err := o.Image(c); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	if o.Measurements != nil {

@@ -20,6 +20,7 @@ import (
 type Expect struct {
 	Roots        []Root              // nil: AMD's
 	Intel        []*x509.Certificate // nil: the Intel SGX Root CA
+	Image        func(*Claims) error // as of Options
 	Measurements []evidence.Measurement
 	Manifest     []byte // exact bytes of the manifest that was sent
 	ResultSHA256 []byte // of the result as delivered
@@ -68,6 +69,9 @@ func Receipt(b []byte, e Expect) (*Verdict, error) {
 	v.hold("measurement", len(e.Measurements) > 0, func() error {
 		return differs(slices.Contains(e.Measurements, claims.Measurement), "is %s, not among the %d accepted", claims.Measurement, len(e.Measurements))
 	}, claims.Measurement.String())
+	if e.Image != nil {
+		v.add("image", e.Image(&claims), "measures as predicted")
+	}
 	v.hold("binding", true, func() error { return boundAs(p, claims) }, "the manifest was bound by "+p.Binding)
 	v.hold("manifest", e.Manifest != nil, func() error {
 		sum, init := sha512.Sum384(e.Manifest), manifest.InitdataDigest(manifest.Wrap(e.Manifest))
