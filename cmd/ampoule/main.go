@@ -52,6 +52,7 @@ var verbs = []verb{
 	{"pull", "unpack an image on this machine as a guest would", pullVerb},
 	{"kbs", "serve keys to attested VMs (development broker)", kbsVerb},
 	{"manifest", "check, digest, wrap or pin a manifest", manifestVerb},
+	{"selftest", "run an image's checklist, on hardware or simulated", selftestVerb},
 	{"doctor", "examine this machine, a firmware, a kernel, an image", doctorVerb},
 	{"bench", "time whole runs, as medians", benchVerb},
 	{"version", "print the version", versionVerb},
