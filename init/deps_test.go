@@ -150,7 +150,7 @@ var arrows = map[string]string{
 	"internal/verify":              "internal/evidence internal/manifest internal/result", // a receipt is about these
 	"internal/kbs/kbsserver":       "internal/verify internal/evidence internal/manifest",
 	"internal/keyprovider":         "image",
-	"internal/psp":                 "internal/evidence internal/measure",
+	"internal/psp":                 "internal/evidence internal/measure internal/result",
 	"internal/kbs/kbsserver/store": "internal/evidence",
 	"internal/kbs/kbsserver/rego":  "",
 	"mkimage":                      "kernel-config internal/cmdline internal/evidence internal/manifest internal/measure internal/progress",
