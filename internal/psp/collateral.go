@@ -31,7 +31,9 @@ const (
 // older version of this program made.
 func (p *PSP) Collateral(kind evidence.Kind) *result.Collateral {
 	switch {
-	case (kind == evidence.SNP || kind == evidence.AzSNPvTPM) && p.crl != nil:
+	case kind == evidence.SNP && p.crl != nil:
+		return &result.Collateral{AMD: &result.AMDCollateral{Certificates: [][]byte{p.vcek.Raw, p.ask.Raw, p.ark.Raw}, CRL: p.crl}}
+	case kind == evidence.AzSNPvTPM && p.crl != nil:
 		return &result.Collateral{AMD: &result.AMDCollateral{Certificates: [][]byte{p.ask.Raw, p.ark.Raw}, CRL: p.crl}}
 	case (kind == evidence.TDX || kind == evidence.AzTDXvTPM) && p.tdx.collateral != nil:
 		return &result.Collateral{Intel: p.tdx.collateral}

@@ -43,7 +43,7 @@ type Collateral struct {
 
 // AMDCollateral is of an SNP report.
 type AMDCollateral struct {
-	Certificates [][]byte `json:"certificates"` // DER: VCEK or VLEK unless the evidence has it, then ASK or ASVK, then ARK
+	Certificates [][]byte `json:"certificates"` // DER: VCEK or VLEK, which on Azure the evidence has; ASK or ASVK; ARK
 	CRL          []byte   `json:"crl"`          // of the ARK, DER
 }
 

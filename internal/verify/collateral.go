@@ -101,9 +101,18 @@ func (c *Collateral) judge(p intelPlatform, r *evidence.TDXReport, o Options) (*
 	return &platform, nil
 }
 
+// parseCRL reads a list in DER and nothing behind it, which the library lets pass.
+func parseCRL(der []byte) (*x509.RevocationList, error) {
+	l, err := x509.ParseRevocationList(der)
+	if err == nil && len(l.Raw) != len(der) {
+		return nil, errors.New("bytes after its end")
+	}
+	return l, err
+}
+
 // unrevoked says that a list is its issuer's, is of this time, and names none of the certificates.
 func (*Collateral) unrevoked(name string, list []byte, issuer *x509.Certificate, now time.Time, certs ...*x509.Certificate) error {
-	crl, err := x509.ParseRevocationList(derOf(list))
+	crl, err := parseCRL(derOf(list))
 	if err == nil {
 		err = crl.CheckSignatureFrom(issuer)
 	}

@@ -28,7 +28,9 @@ func (o *Options) take(kind evidence.Kind, c *result.Collateral) (err error) {
 	amd := kind == evidence.SNP || kind == evidence.AzSNPvTPM
 	switch {
 	case amd && c.AMD != nil && c.Intel == nil:
-		o.amd, o.VCEKs, err = parseAMD(c.AMD)
+		if o.amd, o.VCEKs, err = parseAMD(c.AMD); err == nil && (o.amd.leaf != nil) != (kind == evidence.SNP) {
+			err = fmt.Errorf("%d certificates beside evidence of kind %s", len(c.AMD.Certificates), kind)
+		}
 	case !amd && c.AMD == nil && c.Intel != nil:
 		o.Collateral = &Collateral{
 			TCBInfo: c.Intel.TCBInfo, QEIdentity: c.Intel.QEIdentity, Issuers: c.Intel.Issuers, PCKCRL: c.Intel.PCKCRL, RootCRL: c.Intel.RootCRL,
@@ -53,7 +55,7 @@ func equalIntel(a, b *result.IntelCollateral) bool {
 
 // An amdCollateral is what a receipt brings about the key that signed its report.
 type amdCollateral struct {
-	leaf    *endorsement // nil when the evidence has it
+	leaf    *endorsement // nil on Azure, where the evidence has it
 	ca, ark *x509.Certificate
 	crl     *x509.RevocationList
 }
@@ -63,7 +65,7 @@ func parseAMD(c *result.AMDCollateral) (*amdCollateral, *CertStore, error) {
 	store := new(CertStore)
 	n := len(c.Certificates)
 	if n != 2 && n != 3 {
-		return nil, nil, fmt.Errorf("%d certificates, want the VCEK or VLEK unless the evidence has it, then ASK or ASVK, then ARK", n)
+		return nil, nil, fmt.Errorf("%d certificates, want the VCEK or VLEK unless the evidence must have it, then ASK or ASVK, then ARK", n)
 	}
 	if n == 3 {
 		if err := store.Add(c.Certificates[0]); err != nil {
@@ -77,7 +79,7 @@ func parseAMD(c *result.AMDCollateral) (*amdCollateral, *CertStore, error) {
 	var err1, err2, err3 error
 	a.ca, err1 = x509.ParseCertificate(c.Certificates[n-2])
 	a.ark, err2 = x509.ParseCertificate(c.Certificates[n-1])
-	a.crl, err3 = x509.ParseRevocationList(c.CRL)
+	a.crl, err3 = parseCRL(c.CRL)
 	return a, store, errors.Join(err1, err2, err3)
 }
 
@@ -102,6 +104,9 @@ func (o *Options) amdWhole(c *Claims, table []byte) (errs []error) {
 	if err != nil {
 		return []error{err}
 	}
+	if o.amd != nil && o.amd.leaf != nil && len(certs) > 0 {
+		fail("evidence: has certificates, and the collateral has them")
+	}
 	for _, cert := range certs {
 		switch cert.Type {
 		case c.Signer.String(): // it verified the report
@@ -124,9 +129,6 @@ func (o *Options) amdWhole(c *Claims, table []byte) (errs []error) {
 	a := o.amd
 	if a == nil {
 		return errs
-	}
-	if a.leaf != nil && a.leaf != c.endorsed {
-		fail("collateral: brings a %s beside that of the evidence", a.leaf.signer)
 	}
 	if !a.ark.Equal(ark) {
 		fail("collateral: its ARK is not %s", ark.Subject.CommonName)
