@@ -29,11 +29,7 @@ func (r *run) receipt(ctx context.Context, file, tar []byte) ([]byte, error) {
 			p.Build.EventLog = fmt.Sprintf("%x", sha256.Sum256(ev.EventLog))
 		}
 	}
-	forms := []result.Subject{result.NewSubject(result.ClearName, tar)}
-	if r.sealed() {
-		forms = append([]result.Subject{result.NewSubject(result.SealedName, file)}, forms...)
-	}
-	statement, err := result.NewStatement(p, forms...)
+	statement, err := result.NewStatement(p, r.forms(file, tar)...)
 	if err != nil {
 		return nil, err
 	}
@@ -46,6 +42,18 @@ func (r *run) receipt(ctx context.Context, file, tar []byte) ([]byte, error) {
 		return nil, err
 	}
 	return result.NewReceipt(statement, string(ev.Kind), body)
+}
+
+// forms are the subjects of the statement.
+func (r *run) forms(file, tar []byte) []result.Subject {
+	name := result.ClearName
+	if r.sealed() {
+		name = result.SealedName
+	}
+	if name == result.TarName {
+		return []result.Subject{result.NewSubject(name, tar)}
+	}
+	return []result.Subject{result.NewSubject(name, file), result.NewSubject(result.TarName, tar)}
 }
 
 // provenance is the part of the predicate that says where the run was, and what it took.

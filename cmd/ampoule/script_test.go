@@ -271,7 +271,7 @@ func finished(ts *testscript.TestScript, p *psp.PSP, file string) error {
 		TEE: result.TEE{Kind: "snp", TCB: hex.EncodeToString(quick.TCB())}, Profile: "simulation", Binding: result.BindLaunch, Sealed: true, Reason: result.OK,
 		ManifestSHA384: hex.EncodeToString(sum[:]), InitdataSHA256: hex.EncodeToString(launch.HostData[:]),
 		Measurement: launch.Measurement.String(), Workload: result.Ending{Exit: &exit, Ended: 1},
-	}, result.NewSubject(result.SealedName, h.Sum(nil)), result.NewSubject(result.ClearName, tarSum.Sum(nil)))
+	}, result.NewSubject(result.SealedName, h.Sum(nil)), result.NewSubject(result.TarName, tarSum.Sum(nil)))
 	if err != nil {
 		return err
 	}

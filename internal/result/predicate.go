@@ -80,8 +80,8 @@ func (s *Statement) checkSubjects(must func(ok bool, format string, args ...any)
 	for i, f := range s.Subject {
 		must(isHex(f.Digest.SHA256, 32), "subject[%d].digest.sha256: %.80q is not 64 hex digits", i, f.Digest.SHA256)
 		must(formName.MatchString(f.Name) && !slices.Contains(names, f.Name), "subject[%d].name: %.80q is there twice, or no name of a result", i, f.Name)
-		must((f.Name == ClearName) == (i == n-1), "subject[%d].name: is %.80q; want %s as the last, and nowhere else", i, f.Name, ClearName)
+		must((f.Name == TarName) == (i == n-1), "subject[%d].name: is %.80q; want %s as the last, and nowhere else", i, f.Name, TarName)
 		names = append(names, f.Name)
 	}
-	must(!s.Predicate.Sealed || n >= 2, "subject: a sealed result has another form than %s", ClearName)
+	must(!s.Predicate.Sealed || n >= 2, "subject: a sealed result has another form than %s", TarName)
 }

@@ -16,10 +16,11 @@ const (
 	PayloadType   = "application/vnd.in-toto+json"
 )
 
-// The names of a result, sealed and in clear.
+// The names of a result: sealed, in clear, and of the tar in both.
 const (
 	SealedName = "result.tar.age"
 	ClearName  = "result.tar"
+	TarName    = "result.tar"
 )
 
 // maxSubjects is how many files a statement may be about.
@@ -106,8 +107,7 @@ func NewSubject(name string, sha256 []byte) Subject {
 }
 
 // NewStatement is the statement that p holds of the result in the given forms: first those that are delivered, last the
-// tar in clear, named ClearName, whose digest tells nothing as its first member is salt. A result that is delivered in
-// clear has that one form alone.
+// tar inside, named TarName, whose digest tells nothing of its contents, as its first member is salt.
 func NewStatement(p Predicate, forms ...Subject) ([]byte, error) {
 	s := Statement{StatementType, forms, PredicateType, p}
 	// Null is not another spelling of an empty list.

@@ -34,7 +34,7 @@ func predicate() Predicate {
 }
 
 func forms() []Subject {
-	return []Subject{NewSubject(SealedName, bytes.Repeat([]byte{0x44}, 32)), NewSubject(ClearName, bytes.Repeat([]byte{0x55}, 32))}
+	return []Subject{NewSubject(SealedName, bytes.Repeat([]byte{0x44}, 32)), NewSubject(TarName, bytes.Repeat([]byte{0x55}, 32))}
 }
 
 func statement(t testing.TB) []byte {

@@ -33,6 +33,9 @@ const (
 	arcCSP     = "5"
 )
 
+// ErrNoCertificate says that the certificate of the key which signed a report is not there, so that it must be asked for.
+var ErrNoCertificate = errors.New("none is fetched")
+
 // findEndorsement picks the certificate of the signer out of a certificate table, or out of a store when the table has
 // none. Nothing is fetched.
 func findEndorsement(r *evidence.SNPReport, report, table []byte, store *CertStore) (*endorsement, error) {
@@ -49,7 +52,7 @@ func findEndorsement(r *evidence.SNPReport, report, table []byte, store *CertSto
 		return store.find(r, report)
 	}
 	if i < 0 {
-		return nil, fmt.Errorf("no %s certificate in the evidence, and none is fetched: load one into the host's certificate table", want)
+		return nil, fmt.Errorf("no %s certificate in the evidence, and %w: load one into the host's certificate table, or ask for it with --collect or --fetch", want, ErrNoCertificate)
 	}
 	e, err := parseEndorsement(want, certs[i].DER)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ampoule-vm/ampoule/internal/evidence"
@@ -83,15 +84,18 @@ func Receipt(b []byte, e Expect) (*Verdict, error) {
 		return nil, fmt.Errorf("receipt: %w", err)
 	}
 	claims, err := Evidence(ev, o)
-	if claims.Kind == "" {
+	if err != nil && !outdated(err) {
 		return nil, fmt.Errorf("receipt: %w", err)
 	}
 	v := &Verdict{
 		Simulated: claims.Simulated, Kind: ev.Kind, Product: claims.Product, Measurement: claims.Measurement, TCB: hex.EncodeToString(ev.TCB()),
 		TCBStatus: claims.TCBStatus, Advisories: claims.Advisory, JudgedAt: o.Now.UTC().Format(result.TimeFormat), Statement: st, Unproven: claims.Unproven,
 	}
-	v.add("evidence", err, "signed by "+signedFor(&claims))
-	v.hold("collateral", r.Collateral != nil, func() error { return nil }, collateralDetail(r, &claims))
+	v.add("evidence", nil, "signed by "+signedFor(&claims))
+	if claims.TCBStatus != "" {
+		v.add("patch level", err, strings.Join(append([]string{claims.TCBStatus}, claims.Advisory...), " "))
+	}
+	v.hold("collateral", r.Collateral != nil, func() error { return nil }, collateralDetail(r))
 	v.add("statement", agrees(p, ev, claims), "agrees with the evidence")
 	v.add("time", differs(!completed.After(time.Now().Add(slack)), "the run completed at %s, which is yet to come", p.Completed), "certificates judged as of "+v.JudgedAt)
 
@@ -119,6 +123,15 @@ func Receipt(b []byte, e Expect) (*Verdict, error) {
 	}
 	v.Proven = len(errs) == 0
 	return v, errors.Join(errs...)
+}
+
+// outdated says that everything holds but the patch level of the platform, which is for whoever reads the receipt to judge.
+func outdated(err error) bool {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return !slices.ContainsFunc(joined.Unwrap(), func(e error) bool { return !outdated(e) })
+	}
+	claim, ok := errors.AsType[*ClaimError](err)
+	return ok && claim.Claim == "tcb_status" && !strings.Contains(claim.Got, "Revoked")
 }
 
 // oneForm reads evidence that is written as PID 1 writes it, and refuses any other spelling of the same.
@@ -154,14 +167,14 @@ func (v *Verdict) holdResult(e Expect) {
 }
 
 // collateralDetail says what a receipt brings, or lacks, to be verified with in years.
-func collateralDetail(r *result.Receipt, c *Claims) string {
+func collateralDetail(r *result.Receipt) string {
 	switch {
 	case r.Collateral == nil:
 		return "the receipt brings none; ampoule verify --collect adds it"
 	case r.Collateral.AMD != nil:
 		return "AMD's certificates, and its revocation list"
 	}
-	return "Intel's TCB info, QE identity and revocation lists; " + c.TCBStatus
+	return "Intel's TCB info, QE identity and revocation lists"
 }
 
 // agrees holds what the statement repeats of the evidence, or says of what stands beside it.

@@ -283,7 +283,7 @@ func signedReceipt(t testing.TB, chip *psp.PSP, kind evidence.Kind, launch psp.L
 	p.Completed = time.Now().UTC().Format(result.TimeFormat)
 	p.TEE.TCB = hex.EncodeToString(report([64]byte{}).TCB())
 	a, b := sha256.Sum256(sealed), sha256.Sum256(tar)
-	st, err := result.NewStatement(p, result.NewSubject(result.SealedName, a[:]), result.NewSubject(result.ClearName, b[:]))
+	st, err := result.NewStatement(p, result.NewSubject(result.SealedName, a[:]), result.NewSubject(result.TarName, b[:]))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ func (v *Verdict) Text() string {
 	}
 	line("it ended", "%s, after %s", endWords(p), time.Duration(p.Workload.Ended-p.Workload.Started)*time.Microsecond)
 	line("it took", "%s", usageWords(p.Resources))
-	line("under", "the manifest with SHA-384 %s, bound by %s%s", p.ManifestSHA384, p.Binding, computation(p))
+	line("under", "the manifest with SHA-384 %s, %s%s", p.ManifestSHA384, bindingWords[p.Binding], computation(p))
 	if p.ImagePolicy != "" {
 		line("", "and the image policy with SHA-256 %s", p.ImagePolicy)
 	}
@@ -76,6 +76,13 @@ func (v *Verdict) headline() string {
 		head += "\nSIMULATED: the hardware is a program, so that this proves nothing to anyone else"
 	}
 	return head
+}
+
+var bindingWords = map[string]string{
+	result.BindLaunch:  "which the launch fixed",
+	result.BindPinned:  "which the measured command line names",
+	result.BindRuntime: "which the guest measured before it used it",
+	result.BindNone:    "which nothing ties to the hardware",
 }
 
 func computation(p result.Predicate) string {
