@@ -306,3 +306,63 @@ func TestCollectOfAMD(t *testing.T) {
 		t.Error("of nobody")
 	}
 }
+
+// TestReceiptsOfAzure: a receipt whose evidence is a vTPM's quote, with the collateral of the processor below.
+func TestReceiptsOfAzure(t *testing.T) {
+	s, raw := signer(t), []byte(`{}`)
+	l := &x509.RevocationList{SignatureAlgorithm: x509.SHA384WithRSAPSS, Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Minute), NextUpdate: time.Now().Add(time.Hour)}
+	crl, err := x509.CreateRevocationList(rand.Reader, l, s.Ark, s.Keys.Ark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := manifest.InitdataDigest(manifest.Wrap(raw))
+	for _, kind := range []evidence.Kind{evidence.AzSNPvTPM, evidence.AzTDXvTPM} {
+		t.Run(string(kind), func(t *testing.T) {
+			p := newParavisor(t, kind)
+			p.pcrs[8] = sha256.Sum256(append(make([]byte, 32), digest[:]...))
+			st := vectorPredicate(kind, raw, psp.Launch{Measurement: evidence.Measurement{5}, HostData: digest})
+			st.Binding, st.Completed = result.BindRuntime, time.Now().UTC().Format(result.TimeFormat)
+			e := Expect{Roots: []Root{testRoot(t)}, Intel: []*x509.Certificate{p.tdx.root}, Manifest: raw}
+			c := &result.Collateral{AMD: &result.AMDCollateral{Certificates: [][]byte{s.Ask.Raw, s.Ark.Raw}, CRL: crl}}
+			if kind == evidence.AzTDXvTPM {
+				st.Completed = recorded.Format(result.TimeFormat)
+				normal, err := forgedCollateral(t, p.tdx, "UpToDate").Normal()
+				if err != nil {
+					t.Fatal(err)
+				}
+				c = &result.Collateral{Intel: normal}
+			}
+			sum := sha256.Sum256(nil)
+			b, err := result.NewStatement(st, result.NewSubject(result.SealedName, sum[:]), result.NewSubject(result.TarName, sum[:]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			data := result.ReportData(b)
+			p.nonce, p.userData = data[:48], data[:]
+			ev := p.evidence(t)
+			receipt := func(ev evidence.Evidence) []byte {
+				body, err := ev.JSON()
+				if err != nil {
+					t.Fatal(err)
+				}
+				r, err := result.NewReceipt(b, string(kind), body)
+				if err == nil {
+					r, err = Attach(r, c)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				return r
+			}
+			v, err := Receipt(receipt(ev), e)
+			if err != nil || !v.Proven || status(v, "collateral") != "ok" || !strings.Contains(v.hardware(), "paravisor") {
+				t.Fatalf("%+v, %v", v, err)
+			}
+			more := ev
+			more.Report = append(bytes.Clone(ev.Report), 1)
+			if _, err := Receipt(receipt(more), e); err == nil || !strings.Contains(err.Error(), "bytes behind") {
+				t.Errorf("with a byte behind the HCL report: %v", err)
+			}
+		})
+	}
+}
