@@ -1,0 +1,76 @@
+package verify
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/ampoule-vm/ampoule/internal/evidence"
+)
+
+// pythonWith finds an interpreter that has the library, of a version with times in UTC.
+func pythonWith(t *testing.T) string {
+	t.Helper()
+	var last []byte
+	for _, name := range []string{"python3", "/usr/bin/python3"} {
+		out, err := exec.Command(name, "-c", "from cryptography import x509; x509.Certificate.not_valid_after_utc").CombinedOutput()
+		if err == nil {
+			return name
+		}
+		last = append(last, out...)
+	}
+	t.Skipf("no python3 with cryptography 42 or later (Debian: python3-cryptography): %s", last)
+	return ""
+}
+
+// TestPythonVerifier: a verifier that shares no code with this one, written by docs/RECEIPTS.md, says the same of every vector.
+func TestPythonVerifier(t *testing.T) {
+	python := pythonWith(t)
+	run := func(kind evidence.Kind, receipt string, more ...string) (out []byte, code int) {
+		t.Helper()
+		dir := filepath.Join(vectors, string(kind))
+		args := append([]string{"../../docs/receipts/verify.py", "--root", filepath.Join(dir, "root.pem")}, more...)
+		cmd := exec.Command(python, append(args, filepath.Join(dir, receipt))...)
+		cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
+		out, err := cmd.Output()
+		if e, ok := errors.AsType[*exec.ExitError](err); ok {
+			return e.Stderr, e.ExitCode()
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		return out, 0
+	}
+	for _, kind := range kinds {
+		at := func(name string) string { return filepath.Join(vectors, string(kind), name) }
+		for _, form := range []string{"result.tar.age", "result.tar"} {
+			out, code := run(kind, "receipt.json", "--measurements", at("measurements.json"), "--manifest", at("manifest.json"), "--result", at(form))
+			if code != 0 || !bytes.Equal(out, vector(t, kind, "facts.json")) {
+				t.Errorf("%s, %s: exit %d: %s", kind, form, code, out)
+			}
+		}
+		refused := []string{"receipt-bare.json"}
+		for name := range refusals(kind) {
+			refused = append(refused, "refused/"+name+".json")
+		}
+		for _, name := range refused {
+			if out, code := run(kind, name); code != 3 || !bytes.HasPrefix(out, []byte("refused: ")) {
+				t.Errorf("%s of %s: exit %d: %s", name, kind, code, out)
+			}
+		}
+		for flag, file := range map[string]string{"--manifest": "facts.json", "--result": "root.pem"} {
+			if out, code := run(kind, "receipt.json", flag, at(file)); code != 3 {
+				t.Errorf("%s with another %s: exit %d: %s", kind, flag, code, out)
+			}
+		}
+		other := kinds[0]
+		if other == kind {
+			other = kinds[1]
+		}
+		if out, code := run(kind, "../"+string(other)+"/receipt.json"); code != 3 {
+			t.Errorf("under another root: exit %d: %s", code, out)
+		}
+	}
+}
