@@ -141,9 +141,16 @@ func identities(std stdio, file string) ([]age.Identity, error) {
 }
 
 // completeSimulated adds to the receipt of a simulated TEE what its chip has, where it has something.
-func completeSimulated(std stdio, path string, chip *psp.PSP, kind evidence.Kind) error {
+func completeSimulated(std stdio, path, pspDir string, kind evidence.Kind) error {
+	if path == "" {
+		return nil
+	}
+	chip, err := psp.New(pspDir)
+	if err != nil {
+		return fmt.Errorf("--psp: %w", err)
+	}
 	c := chip.Collateral(kind)
-	if path == "" || c == nil {
+	if c == nil {
 		return nil
 	}
 	b, err := std.readFile(path, result.MaxReceipt)
