@@ -2,6 +2,7 @@ package verify
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
@@ -126,6 +127,12 @@ func collectAMD(ctx context.Context, kds string, ev evidence.Evidence, o Options
 	}
 	if ca == nil {
 		return nil, fmt.Errorf("the root of %s has no certificate that signs a %s", e.line(), e.signer)
+	}
+	// AMD may have a newer one than this program knows; the host's may be that.
+	for _, c := range certs {
+		if x, err := x509.ParseCertificate(c.DER); err == nil && c.Type == "ASK" && errors.Join(x.CheckSignatureFrom(roots[i].certs.Ark), e.cert.CheckSignatureFrom(x)) == nil {
+			ca = x
+		}
 	}
 	crl, _, err := get(ctx, kds+"/"+service+"/v1/"+url.PathEscape(e.line())+"/crl", maxCollateral)
 	if err != nil {

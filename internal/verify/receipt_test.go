@@ -366,3 +366,31 @@ func TestReceiptsOfAzure(t *testing.T) {
 		})
 	}
 }
+
+// TestCertificatesOfTheHost: a receipt as the guest made it has what its host gave, and nothing in there passes unsigned.
+func TestCertificatesOfTheHost(t *testing.T) {
+	s, o := signer(t), Options{Roots: []Root{testRoot(t)}, whole: true}
+	altered := bytes.Clone(s.Ask.Raw)
+	altered[len(altered)-1] ^= 1
+	leaf := evidence.Cert{Type: "VCEK", DER: s.Vcek.Raw}
+	for name, c := range map[string]struct {
+		more []evidence.Cert
+		want string
+	}{
+		"the key's alone":         {nil, ""},
+		"all of AMD's":            {[]evidence.Cert{{Type: "ARK", DER: s.Ark.Raw}, {Type: "ASK", DER: s.Ask.Raw}}, ""},
+		"an altered ASK":          {[]evidence.Cert{{Type: "ASK", DER: altered}}, "its ASK is not of"},
+		"another ARK":             {[]evidence.Cert{{Type: "ARK", DER: s.Ask.Raw}}, "its ARK is not"},
+		"a list of nobody's":      {[]evidence.Cert{{Type: "CRL", DER: s.Ask.Raw}}, "revocation list"},
+		"a key that did not sign": {[]evidence.Cert{{Type: "VLEK", DER: s.Vlek.Raw}}, "has a VLEK"},
+	} {
+		ev := simulated(t, nil)
+		var err error
+		if ev.Aux, err = evidence.MarshalCerts(append([]evidence.Cert{leaf}, c.more...)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := SNP(ev, o); (err != nil) != (c.want != "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}

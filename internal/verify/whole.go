@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
@@ -96,10 +95,7 @@ func (o *Options) moment(e *endorsement) time.Time {
 // amdWhole says what of the certificates around a report does not hold: those of the evidence, and those of the receipt.
 func (o *Options) amdWhole(c *Claims, table []byte) (errs []error) {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	ark, known := c.root.certs.Ark, []*x509.Certificate{c.root.certs.Ask, c.root.certs.Asvk}
-	if o.amd != nil {
-		known = append(known, o.amd.ca)
-	}
+	ark := c.root.certs.Ark
 	certs, err := evidence.ParseCerts(table)
 	if err != nil {
 		return []error{err}
@@ -115,11 +111,11 @@ func (o *Options) amdWhole(c *Claims, table []byte) (errs []error) {
 				fail("evidence: its ARK is not %s", ark.Subject.CommonName)
 			}
 		case "ASK":
-			if !slices.ContainsFunc(known, func(k *x509.Certificate) bool { return k != nil && bytes.Equal(k.Raw, cert.DER) }) {
-				fail("evidence: its ASK is none of AMD's")
+			if ask, err := x509.ParseCertificate(cert.DER); err != nil || ask.CheckSignatureFrom(ark) != nil {
+				fail("evidence: its ASK is not of %s", ark.Subject.CommonName)
 			}
 		case "CRL":
-			if l, err := x509.ParseRevocationList(cert.DER); err != nil || l.CheckSignatureFrom(ark) != nil {
+			if l, err := parseCRL(cert.DER); err != nil || l.CheckSignatureFrom(ark) != nil {
 				fail("evidence: its revocation list is not of %s", ark.Subject.CommonName)
 			}
 		default:
