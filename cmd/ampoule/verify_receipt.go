@@ -151,6 +151,7 @@ func completeSimulated(std stdio, path, pspDir string, kind evidence.Kind) error
 	}
 	c := chip.Collateral(kind)
 	if c == nil {
+		std.say("the simulated chip in %s is an older version's and has no collateral for receipts; remove it to get a new one", pspDir)
 		return nil
 	}
 	b, err := std.readFile(path, result.MaxReceipt)

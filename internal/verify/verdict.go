@@ -24,7 +24,7 @@ func (v *Verdict) Text() string {
 		}
 		line(what, "%s %s", m.URI, imageWords(m))
 	}
-	line("it ended", "%s, after %s", endWords(p), time.Duration(p.Workload.Ended-p.Workload.Started)*time.Microsecond)
+	line("it ended", "%s, after %s", endWords(p), millis(p.Workload.Ended-p.Workload.Started))
 	line("it took", "%s", usageWords(p.Resources))
 	line("under", "the manifest with SHA-384 %s, %s%s", p.ManifestSHA384, bindingWords[p.Binding], computation(p))
 	if p.ImagePolicy != "" {
@@ -126,10 +126,14 @@ func endWords(p result.Predicate) string {
 	return fmt.Sprintf("%s: %s", p.Reason, end)
 }
 
+func millis(us int64) time.Duration {
+	return (time.Duration(us) * time.Microsecond).Round(time.Millisecond)
+}
+
 func usageWords(r result.Resources) string {
 	words := []string{fmt.Sprintf("%.1f MB pulled", float64(r.Pulled)/1e6)}
 	if r.CPU > 0 {
-		words = append(words, fmt.Sprintf("%s of CPU time", (time.Duration(r.CPU)*time.Microsecond).Round(time.Millisecond)))
+		words = append(words, fmt.Sprintf("%s of CPU time", millis(r.CPU)))
 	}
 	if r.MemoryPeak > 0 {
 		words = append(words, fmt.Sprintf("at most %.1f MB of memory", float64(r.MemoryPeak)/1e6))
