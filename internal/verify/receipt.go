@@ -23,13 +23,12 @@ type Expect struct {
 	Roots        []Root              // nil: AMD's
 	Intel        []*x509.Certificate // nil: the Intel SGX Root CA
 	Measurements []evidence.Measurement
-	Image        func(*Claims) error // says that the evidence is not of the image that was expected, by all its registers
-	Manifest     []byte              // exact bytes of the manifest that was sent
-	ResultSHA256 []byte              // of any form of the result: as delivered, or its tar in clear
-	TarSHA256    []byte              // of the tar that came out of the result, where it was opened
-	Now          time.Time           // when certificates and collateral must have been good; zero: when the run completed, as it says
-	TCBStatus    []string            // statuses taken besides UpToDate, as OutOfDate; Revoked never is
-	Strict       bool                // what is not checked fails
+	Manifest     []byte    // exact bytes of the manifest that was sent
+	ResultSHA256 []byte    // of any form of the result: as delivered, or its tar in clear
+	TarSHA256    []byte    // of the tar that came out of the result, where it was opened
+	Now          time.Time // when certificates and collateral must have been good; zero: when the run completed, as it says
+	TCBStatus    []string  // statuses taken besides UpToDate, as OutOfDate; Revoked never is
+	Strict       bool      // what is not checked fails
 }
 
 // A Check is one thing that a receipt was held against.
@@ -100,10 +99,7 @@ func Receipt(b []byte, e Expect) (*Verdict, error) {
 	v.add("statement", agrees(p, ev, claims), "agrees with the evidence")
 	v.add("time", differs(!completed.After(time.Now().Add(slack)), "the run completed at %s, which is yet to come", p.Completed), "certificates judged as of "+v.JudgedAt)
 
-	v.hold("measurement", len(e.Measurements) > 0 || e.Image != nil, func() error {
-		if e.Image != nil {
-			return e.Image(&claims)
-		}
+	v.hold("measurement", len(e.Measurements) > 0, func() error {
 		return differs(slices.Contains(e.Measurements, claims.Measurement), "is %s, not among the %d accepted", claims.Measurement, len(e.Measurements))
 	}, claims.Measurement.String())
 	v.hold("binding", true, func() error { return boundAs(p, claims) }, "the manifest was bound by "+p.Binding)
