@@ -4,15 +4,15 @@
 usage: verify.py --root ROOT.pem [--measurements FILE] [--manifest FILE] [--result FILE] RECEIPT
 
 ROOT.pem is what is trusted: the ARK (with its ASK, which is not used), or the Intel SGX Root CA. Prints facts as JSON and exits
-with 0, or says what is wrong and exits with 3. It shares no code with Ampoule: the standard library, and python3-cryptography 42 or
-later.
+with 0, or says what is wrong and exits with 3. It shares no code with Ampoule: the standard library, and python3-cryptography (38 or
+later).
 """
 import argparse, base64, datetime, hashlib, json, struct, sys, warnings
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -74,27 +74,41 @@ def cn(c):
     return c.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value
 
 
-def issued(child, parent, what):
+def signed(parent, signature, content, what):
+    """AMD signs with RSASSA-PSS and SHA-384, Intel with ECDSA P-256 and SHA-256."""
+    key = parent.public_key()
     try:
-        child.verify_directly_issued_by(parent)
-    except (InvalidSignature, ValueError, TypeError) as e:
-        raise Refused("%s: not signed by %s (%r)" % (what, cn(parent), e))
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, content, ec.ECDSA(hashes.SHA256()))
+        else:
+            key.verify(signature, content, padding.PSS(padding.MGF1(hashes.SHA384()), 48), hashes.SHA384())
+    except InvalidSignature:
+        raise Refused("%s: not signed by %s" % (what, cn(parent)))
+
+
+def issued(child, parent, what):
+    need(child.issuer == parent.subject, "%s: not issued by %s" % (what, cn(parent)))
+    signed(parent, child.signature, child.tbs_certificate_bytes, what)
+
+
+def utc(t):
+    return t.replace(tzinfo=datetime.timezone.utc)
 
 
 def valid(c, at, what):
-    need(c.not_valid_before_utc <= at <= c.not_valid_after_utc, "%s: not valid at %s" % (what, at))
+    need(utc(c.not_valid_before) <= at <= utc(c.not_valid_after), "%s: not valid at %s" % (what, at))
 
 
 def unrevoked(der, issuer, at, certs, what):
     """A list that was issued after the run is judged when it was issued."""
     try:
         crl = x509.load_der_x509_crl(der)
-        good = crl.is_signature_valid(issuer.public_key())
     except (ValueError, TypeError) as e:
         raise Refused("%s: %s" % (what, e))
     need(crl.public_bytes(Encoding.DER) == der, what + ": bytes after its end")
-    need(good, what + ": not signed by " + cn(issuer))
-    need(max(at, crl.last_update_utc) <= crl.next_update_utc, what + ": out of date")
+    need(crl.issuer == issuer.subject, what + ": of another issuer")
+    signed(issuer, crl.signature, crl.tbs_certlist_bytes, what)
+    need(max(at, utc(crl.last_update)) <= utc(crl.next_update), what + ": out of date")
     for c in certs:
         need(crl.get_revoked_certificate_by_serial_number(c.serial_number) is None, "%s: %s is revoked" % (what, cn(c)))
 
@@ -171,7 +185,7 @@ def snp(evidence, collateral, root, at):
     issued(ark, ark, "ARK"), issued(ca, ark, "ASK"), issued(leaf, ca, "VCEK")
     unrevoked(b64(amd["crl"], "crl"), ark, at, [ca, leaf], "AMD's CRL")
     # AMD makes a VCEK when it is asked for, which may be after the run.
-    moment = max(at, leaf.not_valid_before_utc)
+    moment = max(at, utc(leaf.not_valid_before))
     for c in (leaf, ca, ark):
         valid(c, moment, cn(c))
 
@@ -203,8 +217,9 @@ def snp(evidence, collateral, root, at):
 # -- Intel TDX
 
 def pems(text, what):
+    end = b"-----END CERTIFICATE-----\n"
     try:
-        return x509.load_pem_x509_certificates(text)
+        return [x509.load_pem_x509_certificate(p + end) for p in text.split(end) if p.strip()]
     except ValueError as e:
         raise Refused("%s: %s" % (what, e))
 
@@ -323,7 +338,7 @@ def tdx(evidence, collateral, root, at):
     need(not any(b[64:112]) and not any(b[112:120]), "not Intel's TDX module")
 
     # Collateral is judged when the run ended or, if it is newer, when the newest part of it was issued.
-    dates = [at] + [x509.load_der_x509_crl(intel[k]).last_update_utc for k in ("pck_crl", "root_crl")]
+    dates = [at] + [utc(x509.load_der_x509_crl(intel[k]).last_update) for k in ("pck_crl", "root_crl")]
     for name, member in (("tcb_info", "tcbInfo"), ("qe_identity", "enclaveIdentity")):
         dates.append(date(parse(intel[name], name)[member]["issueDate"]))
     moment = max(dates)
@@ -443,7 +458,7 @@ def main():
             return None
         with open(path, "rb") as f:
             return f.read()
-    root = [c for c in x509.load_pem_x509_certificates(read(a.root)) if c.issuer == c.subject]
+    root = [c for c in pems(read(a.root), a.root) if c.issuer == c.subject]
     measurements = json.loads(read(a.measurements)) if a.measurements else None
     try:
         facts = verify(read(a.receipt), root, measurements, read(a.manifest), read(a.result))
