@@ -74,6 +74,25 @@ def cn(c):
     return c.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value
 
 
+def tlv(b):
+    """The first element of DER: tag, value, and what is behind it."""
+    n, head = b[1], 2
+    if n & 0x80:
+        head = 2 + (n & 0x7F)
+        n = int.from_bytes(b[2:head], "big")
+    return b[0], b[head:head + n], b[head + n:]
+
+
+def outer(der, content, what):
+    """Around what is signed nothing may differ: the algorithm stands inside as well, and behind the signature is nothing."""
+    _, body, rest = tlv(der)
+    need(not rest and body.startswith(content), what + ": not in its one form")
+    algorithm = body[len(content):]
+    _, _, signature = tlv(algorithm)
+    tag, bits, rest = tlv(signature)
+    need(algorithm[:len(algorithm) - len(signature)] in content and tag == 3 and bits[0] == 0 and not rest, what + ": not in its one form")
+
+
 def signed(parent, signature, content, what):
     """AMD signs with RSASSA-PSS and SHA-384, Intel with ECDSA P-256 and SHA-256."""
     key = parent.public_key()
@@ -88,6 +107,7 @@ def signed(parent, signature, content, what):
 
 def issued(child, parent, what):
     need(child.issuer == parent.subject, "%s: not issued by %s" % (what, cn(parent)))
+    outer(child.public_bytes(Encoding.DER), child.tbs_certificate_bytes, what)
     signed(parent, child.signature, child.tbs_certificate_bytes, what)
 
 
@@ -105,7 +125,7 @@ def unrevoked(der, issuer, at, certs, what):
         crl = x509.load_der_x509_crl(der)
     except (ValueError, TypeError) as e:
         raise Refused("%s: %s" % (what, e))
-    need(crl.public_bytes(Encoding.DER) == der, what + ": bytes after its end")
+    outer(der, crl.tbs_certlist_bytes, what)
     need(crl.issuer == issuer.subject, what + ": of another issuer")
     signed(issuer, crl.signature, crl.tbs_certlist_bytes, what)
     need(max(at, utc(crl.last_update)) <= utc(crl.next_update), what + ": out of date")
@@ -133,8 +153,15 @@ def snp_report(j):
     def put(at, b):
         out[at:at + len(b)] = b
 
+    members(j, "attestation_report", [
+        "version", "guest_svn", "policy", "family_id", "image_id", "vmpl", "sig_algo", "current_tcb", "plat_info", "key_info", "report_data",
+        "measurement", "host_data", "id_key_digest", "author_key_digest", "report_id", "report_id_ma", "reported_tcb", "cpuid_fam_id",
+        "cpuid_mod_id", "cpuid_step", "chip_id", "committed_tcb", "current", "committed", "launch_tcb", "signature",
+    ], ["launch_mit_vector", "current_mit_vector"])
+    members(j["signature"], "signature", ["r", "s"])
+
     def num(at, size, name):
-        if name in j:
+        if j.get(name) is not None:
             put(at, j[name].to_bytes(size, "little"))
 
     def octets(at, size, v):
@@ -143,12 +170,15 @@ def snp_report(j):
 
     def tcb(at, name):
         t = j[name]
+        members(t, name, ["fmc", "bootloader", "tee", "snp", "microcode"])
+        need(turin or t["fmc"] is None, name + ": fmc")
         if turin:
             put(at, bytes([t["fmc"], t["bootloader"], t["tee"], t["snp"], 0, 0, 0, t["microcode"]]))
         else:
             put(at, bytes([t["bootloader"], t["tee"], 0, 0, 0, 0, t["snp"], t["microcode"]]))
 
     def firmware(at, name):
+        members(j[name], name, ["major", "minor", "build"])
         put(at, bytes([j[name]["build"], j[name]["minor"], j[name]["major"]]))
 
     num(0x00, 4, "version"), num(0x04, 4, "guest_svn"), num(0x08, 8, "policy")
@@ -193,7 +223,7 @@ def snp(evidence, collateral, root, at):
     report = snp_report(j)
     ext = amd_extensions(leaf)
     line = ext["2"][2:].decode().split("-")[0]  # an IA5String: tag, length, text
-    family = {0x19: "Genoa" if (j.get("cpuid_mod_id", 0) >> 4) in (1, 10) else "Milan", 0x1A: "Turin"}
+    family = {0x19: "Genoa" if ((j["cpuid_mod_id"] or 0) >> 4) in (1, 10) else "Milan", 0x1A: "Turin"}
     need(j["version"] < 3 or family.get(j["cpuid_fam_id"]) == line, "the certificate is of another processor")
     signer = j["key_info"] >> 2 & 7
     need(signer in (0, 1) and cn(leaf) == ("SEV-VLEK" if signer else "SEV-VCEK"), "signed by another key than the certificate's")
@@ -219,9 +249,11 @@ def snp(evidence, collateral, root, at):
 def pems(text, what):
     end = b"-----END CERTIFICATE-----\n"
     try:
-        return [x509.load_pem_x509_certificate(p + end) for p in text.split(end) if p.strip()]
+        certs = [x509.load_pem_x509_certificate(p + end) for p in text.split(end) if p.strip()]
     except ValueError as e:
         raise Refused("%s: %s" % (what, e))
+    need(b"".join(c.public_bytes(Encoding.PEM) for c in certs) == text, what + ": not in its one form")
+    return certs
 
 
 def chain(certs, root, leaf_name, at, what):
@@ -252,13 +284,6 @@ def sgx_extension(c):
     """The object identifiers of a PCK certificate's extension, below Intel's arc, and their values."""
     arc = "1.2.840.113741.1.13.1"
     der = next(e.value.value for e in c.extensions if e.oid.dotted_string == arc)
-
-    def tlv(b):
-        n, head = b[1], 2
-        if n & 0x80:
-            head = 2 + (n & 0x7F)
-            n = int.from_bytes(b[2:head], "big")
-        return b[0], b[head:head + n], b[head + n:]
 
     def oid(b):
         out, v = [b[0] // 40, b[0] % 40], 0
@@ -319,7 +344,8 @@ def tdx(evidence, collateral, root, at):
     data, rest = inner[450:450 + n], inner[450 + n:]
     kind, n = struct.unpack_from("<HI", rest)
     need(kind == 5 and n == len(rest) - 6, "quote: PCK certificates")
-    certs = pems(rest[6:].rstrip(b"\0"), "PCK certificates")
+    # Intel's own ends in a zero byte, and may end without a newline.
+    certs = pems(rest[6:].removesuffix(b"\0").removesuffix(b"\n") + b"\n", "PCK certificates")
     chain(certs, root, "Intel SGX PCK Certificate", at, "PCK certificates")
     pck = certs[0]
     ecdsa(pck.public_key(), report_signature, report, hashes.SHA256(), "report of the quoting enclave")
@@ -343,7 +369,6 @@ def tdx(evidence, collateral, root, at):
         dates.append(date(parse(intel[name], name)[member]["issueDate"]))
     moment = max(dates)
     issuers = pems(intel["issuers"], "issuers")
-    need(b"".join(c.public_bytes(Encoding.PEM) for c in issuers) == intel["issuers"], "issuers: not in their one form")
     chain(issuers, root, "Intel SGX TCB Signing", moment, "issuers")
     unrevoked(intel["root_crl"], certs[-1], moment, [certs[1], issuers[0]], "root CRL")
     unrevoked(intel["pck_crl"], certs[1], moment, [pck], "PCK CRL")
