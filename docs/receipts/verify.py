@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Verifies receipts of Ampoule by docs/RECEIPTS.md alone: kinds snp and tdx, complete receipts, offline.
 
-usage: verify.py --root ROOT.pem [--measurements FILE] [--manifest FILE] [--result FILE] RECEIPT
+usage: verify.py --root ROOT.pem [--measurements FILE] [--manifest FILE] [--result FILE] RECEIPT...
 
-ROOT.pem is what is trusted: the ARK (with its ASK, which is not used), or the Intel SGX Root CA. Prints facts as JSON and exits
-with 0, or says what is wrong and exits with 3. It shares no code with Ampoule: the standard library, and python3-cryptography (38 or
+ROOT.pem is what is trusted: the ARK (with its ASK, which is not used), or the Intel SGX Root CA. Prints facts as JSON of each
+and exits with 0, or says what is wrong and exits with 3. It shares no code with Ampoule: the standard library, and python3-cryptography (38 or
 later).
 """
 import argparse, base64, datetime, hashlib, json, struct, sys, warnings
@@ -475,7 +475,7 @@ def main():
     args.add_argument("--root", required=True)
     for name in ("--measurements", "--manifest", "--result"):
         args.add_argument(name)
-    args.add_argument("receipt")
+    args.add_argument("receipt", nargs="+")
     a = args.parse_args()
 
     def read(path):
@@ -485,13 +485,14 @@ def main():
             return f.read()
     root = [c for c in pems(read(a.root), a.root) if c.issuer == c.subject]
     measurements = json.loads(read(a.measurements)) if a.measurements else None
-    try:
-        facts = verify(read(a.receipt), root, measurements, read(a.manifest), read(a.result))
-    except (Refused, KeyError, ValueError, TypeError, IndexError, StopIteration, struct.error, InvalidSignature) as e:
-        print("refused: %s" % (e if isinstance(e, Refused) else repr(e)), file=sys.stderr)
-        return 3
-    print(json.dumps(facts, indent=2))
-    return 0
+    code = 0
+    for path in a.receipt:
+        try:
+            print(json.dumps(verify(read(path), root, measurements, read(a.manifest), read(a.result)), indent=2))
+        except Exception as e:  # whatever goes wrong, nothing is proven
+            print("refused: %s" % (e if isinstance(e, Refused) else repr(e)), file=sys.stderr)
+            code = 3
+    return code
 
 
 if __name__ == "__main__":

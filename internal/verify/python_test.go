@@ -3,6 +3,7 @@ package verify
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,19 +30,23 @@ func pythonWith(t *testing.T) string {
 // TestPythonVerifier: a verifier that shares no code with this one, written by docs/RECEIPTS.md, says the same of every vector.
 func TestPythonVerifier(t *testing.T) {
 	python := pythonWith(t)
-	run := func(kind evidence.Kind, receipt string, more ...string) (out []byte, code int) {
+	verify := func(kind evidence.Kind, args ...string) (out []byte, code int) {
 		t.Helper()
-		dir := filepath.Join(vectors, string(kind))
-		args := append([]string{"../../docs/receipts/verify.py", "--root", filepath.Join(dir, "root.pem")}, more...)
-		cmd := exec.Command(python, append(args, filepath.Join(dir, receipt))...)
+		cmd := exec.Command(python, append([]string{"../../docs/receipts/verify.py", "--root", filepath.Join(vectors, string(kind), "root.pem")}, args...)...)
 		cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
-		out, err := cmd.Output()
+		var said bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &said, &said
+		err := cmd.Run()
 		if e, ok := errors.AsType[*exec.ExitError](err); ok {
-			return e.Stderr, e.ExitCode()
+			return said.Bytes(), e.ExitCode()
 		} else if err != nil {
 			t.Fatal(err)
 		}
-		return out, 0
+		return said.Bytes(), 0
+	}
+	run := func(kind evidence.Kind, receipt string, more ...string) (out []byte, code int) {
+		t.Helper()
+		return verify(kind, append(more, filepath.Join(vectors, string(kind), receipt))...)
 	}
 	for _, kind := range kinds {
 		at := func(name string) string { return filepath.Join(vectors, string(kind), name) }
@@ -71,6 +76,23 @@ func TestPythonVerifier(t *testing.T) {
 		}
 		if out, code := run(kind, "../"+string(other)+"/receipt.json"); code != 3 {
 			t.Errorf("under another root: exit %d: %s", code, out)
+		}
+
+		// Every seventh of what TestAlteredReceipts tries.
+		var altered []string
+		n, dir := 0, t.TempDir()
+		alterations(t, vector(t, kind, "receipt.json"), func(_ string, b []byte) {
+			if n++; n%7 != 1 {
+				return
+			}
+			altered = append(altered, filepath.Join(dir, fmt.Sprint(n)))
+			if err := os.WriteFile(altered[len(altered)-1], b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		})
+		out, code := verify(kind, altered...)
+		if got := bytes.Count(out, []byte("refused: ")); code != 3 || got != len(altered) || got < 100 {
+			t.Errorf("%s: of %d altered receipts %d are refused, exit %d:\n%s", kind, len(altered), got, code, out)
 		}
 	}
 }
