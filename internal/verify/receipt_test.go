@@ -394,3 +394,26 @@ func TestCertificatesOfTheHost(t *testing.T) {
 		}
 	}
 }
+
+// TestVerdictSaysWhatIsNotProven: of real hardware, what its kind leaves open and what no receipt proves; of a failed check, that first.
+func TestVerdictSaysWhatIsNotProven(t *testing.T) {
+	v, err := Receipt(vector(t, evidence.SNP, "receipt.json"), vectorExpect(t, evidence.SNP))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Simulated = false
+	text := v.Text()
+	for _, want := range append(append([]string{}, v.Unproven...), neverProven...) {
+		if !strings.Contains(text, "not proven   "+want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "no revocation list") || !strings.HasPrefix(text, "PROVEN: ") || strings.Contains(text, "SIMULATED:") {
+		t.Errorf("%s", text)
+	}
+	v.Proven, v.Statement.Predicate.TEE.TCB = false, "0300000000001600"
+	v.Statement.Predicate.Workload = result.Ending{Signal: "SIGSEGV", Started: 1, Ended: 2}
+	if text := v.Text(); !strings.HasPrefix(text, "REFUSED: ") || !strings.Contains(text, "when it started, bootloader 3") || !strings.Contains(text, "killed by SIGSEGV") {
+		t.Errorf("%s", text)
+	}
+}
