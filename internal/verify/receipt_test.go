@@ -402,13 +402,15 @@ func TestVerdictSaysWhatIsNotProven(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.Simulated = false
+	v.Statement.Predicate.Images = append(v.Statement.Predicate.Images, result.Image{Name: "runtime", URI: "docker://r.example/python"})
 	text := v.Text()
 	for _, want := range append(append([]string{}, v.Unproven...), neverProven...) {
 		if !strings.Contains(text, "not proven   "+want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
 	}
-	if strings.Contains(text, "no revocation list") || !strings.HasPrefix(text, "PROVEN: ") || strings.Contains(text, "SIMULATED:") {
+	if strings.Contains(text, "no revocation list") || !strings.HasPrefix(text, "PROVEN: ") || strings.Contains(text, "SIMULATED:") ||
+		!strings.Contains(text, "with         docker://r.example/python (runtime, not encrypted, not pinned)") {
 		t.Errorf("%s", text)
 	}
 	v.Proven, v.Statement.Predicate.TEE.TCB = false, "0300000000001600"

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"encoding/hex"
 	"fmt"
 	"strings"
@@ -17,12 +18,9 @@ func (v *Verdict) Text() string {
 	}
 	b.WriteString(v.headline() + "\n\n")
 	p := v.Statement.Predicate
-	for i, m := range p.Images {
-		what := "on"
-		if i == 0 {
-			what = "ran"
-		}
-		line(what, "%s %s", m.URI, imageWords(m))
+	verbs := map[string]string{"algorithm": "ran", "runtime": "with"}
+	for _, m := range p.Images {
+		line(cmp.Or(verbs[m.Name], "on"), "%s %s", m.URI, imageWords(m))
 	}
 	line("it ended", "%s, after %s", endWords(p), millis(p.Workload.Ended-p.Workload.Started))
 	line("it took", "%s", usageWords(p.Resources))
