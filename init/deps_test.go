@@ -147,11 +147,12 @@ var arrows = map[string]string{
 	"internal/sink":                "internal/result",
 	"internal/workload":            "internal/guest",
 	"internal/wasmrun":             "",
+	"internal/doctor":              "internal/cmdline internal/evidence internal/measure kernel-config mkimage",
 	"internal/kbs":                 "internal/evidence internal/tee",
 	"internal/verify":              "internal/evidence internal/manifest internal/result", // a receipt is about these
 	"internal/kbs/kbsserver":       "internal/verify internal/evidence internal/manifest",
 	"internal/keyprovider":         "image",
-	"internal/psp":                 "internal/evidence internal/measure",
+	"internal/psp":                 "internal/evidence internal/measure internal/result",
 	"internal/kbs/kbsserver/store": "internal/evidence",
 	"internal/kbs/kbsserver/rego":  "",
 	"internal/keypolicy":           "internal/evidence internal/kbs/kbsserver internal/measure",
@@ -168,7 +169,7 @@ var arrows = map[string]string{
 	"test/measured":                "",
 	"init": "image internal/cmdline internal/egress internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/object internal/registryauth internal/secret internal/result internal/sink internal/source " +
 		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/tree internal/workload",
-	"cmd/ampoule": "image mkimage qemu internal/bench internal/cmdline internal/debian internal/demo internal/evidence internal/imagepolicy internal/kbs " +
+	"cmd/ampoule": "image mkimage qemu internal/bench internal/cmdline internal/debian internal/demo internal/doctor internal/evidence internal/imagepolicy internal/kbs " +
 		"internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keypolicy internal/keyprovider internal/manifest internal/measure internal/object " +
 		"internal/progress internal/psp internal/registryauth internal/result internal/tee/sample internal/timeline internal/verify",
 }

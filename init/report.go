@@ -92,6 +92,7 @@ func (m *meter) add(n int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.event.Bytes += n
+	m.r.pulled.Add(n)
 	m.sent = false
 	if now := m.r.uptime(); now >= m.next || m.event.Bytes == m.event.Total {
 		m.next = now + m.every
@@ -211,31 +212,31 @@ func readTraffic(path string) (read, written int64, err error) {
 }
 
 // pack writes logs, timeline and, if asked, results to path, sealed to the manifest's recipients. It returns the
-// SHA-256 of the file.
-func (r *run) pack(path string, results bool) ([]byte, error) {
+// SHA-256 of the file, and of the tar in it.
+func (r *run) pack(path string, results bool) (file, tar []byte, err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer f.Close()
-	h := newHash()
+	h, inner := newHash(), newHash()
 	var w io.WriteCloser = nopCloser{io.MultiWriter(f, h)}
 	if r.sealed() {
 		if w, err = result.Seal(w, r.doc.Results.Recipients); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	dir := ""
 	if results {
 		dir = r.resultsDir()
 	}
-	if err := result.WriteTar(w, dir, result.ResultsDir, r.doc.Results.LimitBytes, r.attachments()); err != nil {
-		return nil, err
+	if err := result.WriteTar(io.MultiWriter(w, inner), dir, result.ResultsDir, r.doc.Results.LimitBytes, r.attachments()); err != nil {
+		return nil, nil, err
 	}
 	if err := w.Close(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return h.Sum(nil), f.Close()
+	return h.Sum(nil), inner.Sum(nil), f.Close()
 }
 
 func (r *run) attachments() []result.File {
@@ -252,7 +253,7 @@ func (r *run) attachments() []result.File {
 
 func (r *run) sendLog(ctx context.Context) error {
 	path := filepath.Join(r.dir, "log")
-	if _, err := r.pack(path, false); err != nil {
+	if _, _, err := r.pack(path, false); err != nil {
 		return err
 	}
 	return r.send(ctx, path)
@@ -276,7 +277,7 @@ func (r *run) predicate() result.Predicate {
 	_, reason := r.verdict()
 	sha384 := r.doc.SHA384()
 	p := result.Predicate{
-		ComputationID: r.doc.ComputationID, Init: version(), Profile: r.opts.Profile,
+		ComputationID: r.doc.ComputationID, Profile: r.opts.Profile,
 		ManifestSHA384: fmt.Sprintf("%x", sha384), InitdataSHA256: fmt.Sprintf("%x", r.initdataDigest()),
 		Binding: r.binding, Measurement: r.launch.String(), Sealed: r.sealed(), Reason: reason,
 		Workload: result.Ending{
@@ -291,6 +292,7 @@ func (r *run) predicate() result.Predicate {
 		p.Images = append(p.Images, in.described())
 	}
 	p.Notes = r.notes()
+	r.provenance(&p)
 	return p
 }
 

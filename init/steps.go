@@ -94,7 +94,7 @@ func (r *run) bind(ctx context.Context) error {
 	if err != nil {
 		return because(result.NoTEE, err)
 	}
-	r.launch = launch.Measurement
+	r.launch, r.tcb = launch.Measurement, ev.TCB()
 	atStart, err := boundAtStart(launch, digest, r.opts, r.doc.SHA384())
 	if err != nil {
 		return err
@@ -374,26 +374,14 @@ func (r *run) seal(ctx context.Context) (err error) {
 		in, out, err := readTraffic("/sys/block/" + r.opts.Swap + "/stat")
 		r.private.Info("swapped", "in_mib", in>>20, "out_mib", out>>20, "error", err)
 	}
-	digest, err := r.pack(p.path, true)
+	file, tar, err := r.pack(p.path, true)
 	if errors.Is(err, result.ErrLimit) {
 		return because(result.Workload, err) // it wrote more than the manifest takes
 	}
 	if err != nil {
 		return err
 	}
-	statement, err := result.NewStatement(r.predicate(), digest)
-	if err != nil {
-		return err
-	}
-	ev, err := r.dev.Evidence(ctx, result.ReportData(statement))
-	if err != nil {
-		return because(result.NoTEE, err)
-	}
-	body, err := ev.JSON()
-	if err != nil {
-		return err
-	}
-	if p.receipt, err = result.NewReceipt(statement, string(ev.Kind), body); err != nil {
+	if p.receipt, err = r.receipt(ctx, file, tar); err != nil {
 		return err
 	}
 	r.parcel = p

@@ -185,6 +185,11 @@ func runOn(ctx context.Context, cfg qemu.Config, doc *manifest.Manifest, facts r
 	if err != nil {
 		return err
 	}
+	if cfg.Simulated {
+		if err := completeSimulated(std, report.ReceiptPath, cfg.PSPDir, cfg.TEE); err != nil {
+			std.say("%v", err)
+		}
+	}
 	if o := report.Outcome; broker != nil && o != nil && o.Reason == result.Denied {
 		if facts.Denials, err = broker.denials(); err != nil {
 			std.say("%v", err)

@@ -22,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"filippo.io/age"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -252,7 +253,8 @@ func finished(ts *testscript.TestScript, p *psp.PSP, file string) error {
 		return err
 	}
 	defer clearTar.Close()
-	if err := result.WriteTar(clearTar, ts.MkAbs("results"), result.ResultsDir, 1<<20, []result.File{boot}); err != nil {
+	tarSum := sha256.New()
+	if err := result.WriteTar(io.MultiWriter(clearTar, tarSum), ts.MkAbs("results"), result.ResultsDir, 1<<20, []result.File{boot}); err != nil {
 		return err
 	}
 
@@ -260,11 +262,16 @@ func finished(ts *testscript.TestScript, p *psp.PSP, file string) error {
 	rand.Read(launch.Measurement[:])
 	launch.HostData = manifest.InitdataDigest(manifest.Wrap(raw))
 	sum, exit := m.SHA384(), 0
+	quick := evidence.Evidence{Kind: evidence.SNP}
+	if quick.Report, err = p.Report(launch, [64]byte{}); err != nil {
+		return err
+	}
 	statement, err := result.NewStatement(result.Predicate{
-		Init: "test", Profile: "simulation", Binding: result.BindLaunch, Sealed: true, Reason: result.OK,
+		Completed: time.Now().UTC().Format(result.TimeFormat), Build: result.Build{Init: "test", Cmdline: strings.Repeat("00", 32)},
+		TEE: result.TEE{Kind: "snp", TCB: hex.EncodeToString(quick.TCB())}, Profile: "simulation", Binding: result.BindLaunch, Sealed: true, Reason: result.OK,
 		ManifestSHA384: hex.EncodeToString(sum[:]), InitdataSHA256: hex.EncodeToString(launch.HostData[:]),
 		Measurement: launch.Measurement.String(), Workload: result.Ending{Exit: &exit, Ended: 1},
-	}, h.Sum(nil))
+	}, result.NewSubject(result.SealedName, h.Sum(nil)), result.NewSubject(result.TarName, tarSum.Sum(nil)))
 	if err != nil {
 		return err
 	}

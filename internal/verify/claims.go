@@ -27,6 +27,9 @@ type Options struct {
 	VCEKs       *CertStore          // where the certificate of an SNP report is looked for when the evidence brings none
 	Collateral  *Collateral         // what Intel says of platforms; nil: the patch level of a TDX platform is not judged
 	TCBStatus   []string            // statuses taken besides UpToDate, as OutOfDate; Revoked never is
+
+	whole bool           // of a receipt: what nobody vouches for is refused
+	amd   *amdCollateral // of a receipt
 }
 
 func (o Options) now() time.Time {
@@ -65,6 +68,8 @@ type Claims struct {
 	nonce    []byte              // what the vTPM signed, as long as it was
 	instance []byte              // of the Intel platform, from its certificate; nil where it says none
 	events   []evidence.LogEvent // of a log that led to the RTMRs
+	endorsed *endorsement        // the key that signed an SNP report
+	root     Root                // that it hangs from
 }
 
 // Holds says that a register of this evidence holds the SHA-256 digest of an initdata document. For TDX that is MRCONFIGID,
