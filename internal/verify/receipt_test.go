@@ -40,6 +40,8 @@ func TestReceiptExpectations(t *testing.T) {
 	}{
 		"as it is":                    {func(*Expect) {}, ""},
 		"another measurement":         {func(e *Expect) { e.Measurements = []evidence.Measurement{{1}} }, "measurement"},
+		"registers as predicted":      {func(e *Expect) { e.Measurements, e.Image = nil, func(*Claims) error { return nil } }, ""},
+		"other registers":             {func(e *Expect) { e.Image = func(*Claims) error { return errors.New("RTMR1") } }, "image"},
 		"another manifest":            {func(e *Expect) { e.Manifest = append(e.Manifest, ' ') }, "manifest"},
 		"another result":              {func(e *Expect) { e.ResultSHA256 = make([]byte, 32) }, "result"},
 		"another tar":                 {func(e *Expect) { e.TarSHA256 = make([]byte, 32) }, "contents"},
