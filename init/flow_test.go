@@ -212,10 +212,11 @@ func (f *flow) ends(step string, reason result.Reason, run bool) result.Event {
 
 func (f *flow) opened() string {
 	f.Helper()
-	clear, err := result.Unseal(bytes.NewReader(f.peer.result), []age.Identity{f.world.Identity})
+	clear, err := result.Open(bytes.NewReader(f.peer.result), []age.Identity{f.world.Identity})
 	if err != nil {
 		f.Fatal(err)
 	}
+	defer clear.Close()
 	dir := f.TempDir()
 	if err := result.ExtractTar(clear, dir, 1<<30); err != nil {
 		f.Fatal(err)

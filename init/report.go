@@ -210,32 +210,23 @@ func readTraffic(path string) (read, written int64, err error) {
 	return read * 512, written * 512, nil
 }
 
-// pack writes logs, timeline and, if asked, results to path, sealed to the manifest's recipients. It returns the
-// SHA-256 of the file.
-func (r *run) pack(path string, results bool) ([]byte, error) {
+// pack writes logs, timeline and, if asked, results to path, sealed to the manifest's recipients. The results are gone then:
+// memory does not hold them twice.
+func (r *run) pack(path string, results bool) (result.Digests, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return nil, err
+		return result.Digests{}, err
 	}
 	defer f.Close()
-	h := newHash()
-	var w io.WriteCloser = nopCloser{io.MultiWriter(f, h)}
-	if r.sealed() {
-		if w, err = result.Seal(w, r.doc.Results.Recipients); err != nil {
-			return nil, err
-		}
-	}
-	dir := ""
+	var tree result.Tree
 	if results {
-		dir = r.resultsDir()
+		tree = result.Tree{Dir: r.resultsDir(), Limit: r.doc.Results.LimitBytes, Consume: true}
 	}
-	if err := result.WriteTar(w, dir, result.ResultsDir, r.doc.Results.LimitBytes, r.attachments()); err != nil {
-		return nil, err
+	d, err := result.Pack(f, r.doc.Results.Recipients, tree, r.attachments())
+	if err != nil {
+		return result.Digests{}, err
 	}
-	if err := w.Close(); err != nil {
-		return nil, err
-	}
-	return h.Sum(nil), f.Close()
+	return d, f.Close()
 }
 
 func (r *run) attachments() []result.File {
@@ -372,10 +363,6 @@ func (l *workloadLogs) writers(toHost io.Writer) (stdout, stderr io.Writer) {
 	}
 	return io.MultiWriter(&l.out, toHost), io.MultiWriter(&l.err, toHost)
 }
-
-type nopCloser struct{ io.Writer }
-
-func (nopCloser) Close() error { return nil }
 
 // deliverTo hands the parcel to one sink.
 func (r *run) deliverTo(ctx context.Context, name string) error {

@@ -360,14 +360,14 @@ func (r *run) seal(ctx context.Context) (err error) {
 		in, out, err := readTraffic("/sys/block/" + r.opts.Swap + "/stat")
 		r.private.Info("swapped", "in_mib", in>>20, "out_mib", out>>20, "error", err)
 	}
-	digest, err := r.pack(p.path, true)
+	digests, err := r.pack(p.path, true)
 	if errors.Is(err, result.ErrLimit) {
 		return because(result.Workload, err) // it wrote more than the manifest takes
 	}
 	if err != nil {
 		return err
 	}
-	statement, err := result.NewStatement(r.predicate(), digest)
+	statement, err := result.NewStatement(r.predicate(), digests.Sealed[:])
 	if err != nil {
 		return err
 	}

@@ -28,8 +28,8 @@ const (
 	StderrFile  = "qemu.log"
 	EventsFile  = "events.ndjson"
 	ReceiptFile = "receipt.json"
-	SealedFile  = "result.tar.age"
-	PlainFile   = "result.tar" // where a simulation returned its result in clear
+	SealedFile  = "result.tar.zst.age"
+	PlainFile   = "result.tar.zst" // where a simulation returned its result in clear
 	SwapFile    = "swap.img"   // while the VM runs
 )
 

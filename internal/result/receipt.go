@@ -16,10 +16,11 @@ const (
 	PayloadType   = "application/vnd.in-toto+json"
 )
 
-// The names of a result, sealed and in clear.
+// The names of a result: sealed, in clear, and of the tar in both.
 const (
-	SealedName = "result.tar.age"
-	ClearName  = "result.tar"
+	SealedName = "result.tar.zst.age"
+	ClearName  = "result.tar.zst"
+	TarName    = "result.tar"
 )
 
 // MaxReceipt is the size in bytes beyond which ParseReceipt refuses.

@@ -93,7 +93,7 @@ func TestNewStatementOfAnUnsealedResult(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"name":"result.tar"`, `"images":[]`, `"timeline":[]`, `"notes":[]`} {
+	for _, want := range []string{`"name":"result.tar.zst"`, `"images":[]`, `"timeline":[]`, `"notes":[]`} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("%s\nlacks %s", b, want)
 		}
