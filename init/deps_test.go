@@ -141,7 +141,7 @@ var arrows = map[string]string{
 	"internal/paravisor":           "internal/evidence",
 	"internal/guest":               "internal/cmdline",
 	"internal/source":              "internal/cmdline",
-	"internal/sink":                "internal/result",
+	"internal/sink":                "image internal/evidence internal/result",
 	"internal/workload":            "internal/guest",
 	"internal/kbs":                 "internal/evidence internal/tee",
 	"internal/verify":              "internal/evidence internal/manifest internal/result", // a receipt is about these

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"io"
 	"os"
@@ -387,17 +386,6 @@ func TestResultOverTheLimit(t *testing.T) {
 	f.ends("seal", result.Workload, true)
 	if log := f.log(); !strings.Contains(log, "100") {
 		t.Errorf("the sealed log does not name the limit:\n%s", log)
-	}
-}
-
-// TestUndelivered: a result that the host does not take ends the run with that, and the receipt is not sent alone.
-func TestUndelivered(t *testing.T) {
-	f := newFlow(t)
-	f.refuse = errors.New("no room")
-	f.boot()
-	f.ends("deliver", result.Undelivered, true)
-	if f.peer.receipt != nil {
-		t.Error("a receipt was delivered for a result that was not")
 	}
 }
 

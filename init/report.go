@@ -178,12 +178,6 @@ func (r *run) report(outcome result.Event) {
 	r.peer.Close(ctx) // an outcome that the host does not take is the host's loss
 }
 
-// A parcel is what is delivered: the result as a file, and its receipt.
-type parcel struct {
-	path    string
-	receipt []byte
-}
-
 // sealed says whether results are encrypted; parsing refused a manifest without recipients where that is not permitted.
 func (r *run) sealed() bool { return len(r.doc.Results.Recipients) > 0 }
 
@@ -362,15 +356,4 @@ func (l *workloadLogs) writers(toHost io.Writer) (stdout, stderr io.Writer) {
 		return &l.out, &l.err
 	}
 	return io.MultiWriter(&l.out, toHost), io.MultiWriter(&l.err, toHost)
-}
-
-// deliverTo hands the parcel to one sink.
-func (r *run) deliverTo(ctx context.Context, name string) error {
-	if name != "vsock" {
-		return fmt.Errorf("no such sink; want vsock")
-	}
-	if err := r.send(ctx, r.parcel.path); err != nil {
-		return err
-	}
-	return r.peer.PutReceipt(ctx, r.parcel.receipt)
 }
