@@ -30,7 +30,11 @@ const (
 	ReceiptFile = "receipt.json"
 	SealedFile  = "result.tar.zst.age"
 	PlainFile   = "result.tar.zst" // where a simulation returned its result in clear
-	SwapFile    = "swap.img"   // while the VM runs
+	SwapFile    = "swap.img"       // while the VM runs
+
+	// What went wrong after the result was sealed, for its owner.
+	LogFile      = "log.tar.zst.age"
+	PlainLogFile = "log.tar.zst"
 )
 
 const (
@@ -82,6 +86,7 @@ type Report struct {
 	Events      []result.Event
 	ResultPath  string // "" when none was delivered, and so for the receipt
 	ReceiptPath string
+	LogPath     string // of a run whose result did not go everywhere
 	ConsolePath string
 	Command     string // runs the same VM from a shell, without our end of its vsock
 	Accel       Accel
@@ -214,7 +219,7 @@ func (cfg *Config) prepare() error {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return fmt.Errorf("artefacts: %w", err)
 	}
-	for _, name := range []string{ConsoleFile, StderrFile, EventsFile, ReceiptFile, SealedFile, PlainFile, SwapFile} {
+	for _, name := range []string{ConsoleFile, StderrFile, EventsFile, ReceiptFile, SealedFile, PlainFile, LogFile, PlainLogFile, SwapFile} {
 		if err := os.RemoveAll(filepath.Join(cfg.Dir, name)); err != nil {
 			return fmt.Errorf("artefacts of an earlier run: %w", err)
 		}

@@ -41,7 +41,7 @@ type server struct {
 	ended     *result.Event
 	outcome   chan struct{} // closed with ended
 
-	result, receipt artefact
+	result, receipt, log artefact
 }
 
 // An artefact is something that is accepted once. Its name is set when it is complete.
@@ -64,6 +64,9 @@ func newServer(cfg *Config) (*server, error) {
 	})
 	mux.HandleFunc("PUT /v1/receipt", func(w http.ResponseWriter, r *http.Request) {
 		s.put(w, r, &s.receipt, maxReceipt, func([]byte) string { return ReceiptFile })
+	})
+	mux.HandleFunc("PUT /v1/log", func(w http.ResponseWriter, r *http.Request) {
+		s.put(w, r, &s.log, cfg.ResultLimit, logName)
 	})
 	s.http = &http.Server{
 		Handler:           mux,
@@ -96,7 +99,7 @@ func (s *server) report(r *Report) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.Outcome, r.Events, r.FirstEvent = s.ended, slices.Clone(s.events), s.first
-	r.ResultPath, r.ReceiptPath = s.result.path, s.receipt.path
+	r.ResultPath, r.ReceiptPath, r.LogPath = s.result.path, s.receipt.path, s.log.path
 }
 
 func (s *server) getManifest(w http.ResponseWriter, r *http.Request) {
@@ -163,6 +166,13 @@ func resultName(begin []byte) string {
 		return SealedFile
 	}
 	return PlainFile
+}
+
+func logName(begin []byte) string {
+	if string(begin) == ageMagic {
+		return LogFile
+	}
+	return PlainLogFile
 }
 
 // put stores a body of at most limit bytes under the name that its beginning gives it. A body that breaks off leaves

@@ -174,6 +174,8 @@ func TestArtefactsAreAcceptedOnce(t *testing.T) {
 		{"/v1/result", SealedFile, ageMagic + "rest", func(r *Report) string { return r.ResultPath }},
 		{"/v1/result", PlainFile, "results/", func(r *Report) string { return r.ResultPath }},
 		{"/v1/result", PlainFile, "", func(r *Report) string { return r.ResultPath }},
+		{"/v1/log", LogFile, ageMagic + "rest", func(r *Report) string { return r.LogPath }},
+		{"/v1/log", PlainLogFile, "results/", func(r *Report) string { return r.LogPath }},
 		{"/v1/receipt", ReceiptFile, "{}", func(r *Report) string { return r.ReceiptPath }},
 	} {
 		t.Run(fmt.Sprintf("%s %d bytes", c.name, len(c.body)), func(t *testing.T) {
@@ -230,7 +232,7 @@ func idle(t *testing.T, s *server) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		s.mu.Lock()
-		busy := s.result.busy || s.receipt.busy
+		busy := s.result.busy || s.receipt.busy || s.log.busy
 		s.mu.Unlock()
 		if !busy {
 			return

@@ -22,7 +22,7 @@ const runHelp = `
 usage: ampoule run --image DIR --manifest FILE --out DIR [flags]
 
 Starts the image in a VM under QEMU, hands it the manifest (bound through HOST_DATA or MRCONFIGID), follows it, and
-keeps result.tar.age, receipt.json, events.ndjson and console.log in --out. The registry and the key broker that the
+keeps result.tar.zst.age, receipt.json, events.ndjson and console.log in --out. The registry and the key broker that the
 manifest names are reached over QEMU's user network, where this machine's loopback is 10.0.2.2.
 With --dry-run nothing starts: the launch measurement and the manifest's initdata digest, which are what a key
 broker's policy names, are printed.
@@ -95,7 +95,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	}
 	doc, err := manifest.Parse(raw, o.Allow.Has)
 	if err == nil {
-		err = checkPolicy(doc)
+		err = errors.Join(checkPolicy(doc), checkResults(doc, o.Allow.Has(cmdline.AllowHTTP)))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", *file, err)
@@ -160,11 +160,14 @@ func runOn(ctx context.Context, cfg qemu.Config, doc *manifest.Manifest, facts r
 		}
 	}
 	if asJSON {
-		facts.Outcome, facts.Result, facts.Receipt = report.Outcome, report.ResultPath, report.ReceiptPath
+		facts.Outcome, facts.Result, facts.Receipt, facts.Log = report.Outcome, report.ResultPath, report.ReceiptPath, report.LogPath
 		facts.Console, facts.Command = report.ConsolePath, report.Command
 		if err := std.json(facts); err != nil {
 			return err
 		}
+	}
+	if report.LogPath != "" {
+		std.say("not every sink took the result; which and why is in the owner's log, %s (ampoule open)", report.LogPath)
 	}
 	return outcomeError(report)
 }
@@ -198,6 +201,7 @@ type runFacts struct {
 	Outcome     *result.Event        `json:"outcome,omitempty"`
 	Result      string               `json:"result,omitempty"`
 	Receipt     string               `json:"receipt,omitempty"`
+	Log         string               `json:"log,omitempty"` // of a run whose result did not go everywhere
 	Console     string               `json:"console,omitempty"`
 	Command     string               `json:"command,omitempty"`
 	Denials     []kbsserver.Decision `json:"denials,omitempty"` // by the embedded broker, with --broker-log
@@ -246,7 +250,9 @@ func outcomeError(r *qemu.Report) error {
 	if o.Exit != nil && o.Reason == result.Workload {
 		text = fmt.Sprintf("the workload exited with status %d", *o.Exit)
 	}
-	if r.ResultPath != "" {
+	if r.ResultPath == "" && r.LogPath != "" {
+		text += "; the owner's log is in " + r.LogPath + " (ampoule open)"
+	} else if r.ResultPath != "" {
 		text += "; the owner's log is in " + r.ResultPath + " (ampoule open)"
 	} else {
 		text += "; it sent no log for the owner; its console is " + r.ConsolePath
