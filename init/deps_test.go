@@ -163,7 +163,7 @@ var arrows = map[string]string{
 		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/tree internal/workload",
 	"cmd/ampoule": "image mkimage qemu internal/bench internal/cmdline internal/debian internal/demo internal/evidence internal/imagepolicy internal/kbs " +
 		"internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/object " +
-		"internal/progress internal/psp internal/registryauth internal/result internal/tee/sample internal/verify",
+		"internal/progress internal/psp internal/registryauth internal/result internal/sink internal/tee/sample internal/verify",
 }
 
 func TestArrows(t *testing.T) {

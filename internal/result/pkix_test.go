@@ -13,7 +13,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -165,6 +167,34 @@ func TestStanzaVector(t *testing.T) {
 		if got, err := io.ReadAll(r); err != nil || string(got) != "the result\n" {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
+	}
+}
+
+// TestReaderOfTheDocumentation runs the Python of docs/RESULTS.md.
+func TestReaderOfTheDocumentation(t *testing.T) {
+	if err := exec.Command("python3", "-c", "import cryptography").Run(); err != nil {
+		t.Skipf("no python3 with cryptography: %v", err)
+	}
+	doc, err := os.ReadFile("../../docs/RESULTS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := regexp.MustCompile("(?s)```python\n(.*?)```").FindSubmatch(doc)
+	if code == nil {
+		t.Fatal("there is no Python")
+	}
+	for _, name := range []string{"ec", "rsa"} {
+		out, err := exec.Command("python3", "-c", string(code[1]), "testdata/"+name+".pem", "testdata/"+name+".age").CombinedOutput()
+		if err != nil || string(out) != "the result\n" {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+	header, err := os.ReadFile("testdata/ec.age")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if header, _, _ = bytes.Cut(header, []byte("\n--- ")); !bytes.Contains(doc, header) {
+		t.Error("the stanza of the documentation is another than that of ec.age")
 	}
 }
 
