@@ -152,6 +152,16 @@ func TestSinks(t *testing.T) {
 		}
 		f.tellsNoSignature()
 	})
+	t.Run("one takes no receipt", func(t *testing.T) {
+		f, b := newFlow(t), newBucket(t)
+		f.sinks(fmt.Sprintf(`[{"upload": {"url": %q, "receipt_url": %q}}]`, b.url("/r"), b.URL+"/receipt?X-Amz-Signature=other"))
+		f.boot()
+		f.ends("", result.OK, true)
+		f.aboutRun()
+		if len(b.got["/r"]) == 0 || !strings.Contains(f.late(), "it took the result, and not the receipt") {
+			t.Errorf("the owner is not told what failed:\n%s", f.late())
+		}
+	})
 	t.Run("the host fails, and the bucket takes it", func(t *testing.T) {
 		f, b := newFlow(t), newBucket(t)
 		f.refuse = errors.New("no room")

@@ -12,7 +12,7 @@ import (
 // Digests are SHA-256 of a result: of its file, as it is delivered, and of the plaintext tar inside.
 type Digests struct{ Sealed, Tar [32]byte }
 
-// window is what the compressor looks back, bytes. It is most of what packing takes of memory: some 3 MB in all.
+// window is what the compressor looks back, bytes. It is most of what packing takes of memory: some 2 MB in all.
 const window = 1 << 20
 
 // Pack writes a result to w: a tar as WriteTar has it, compressed by zstd, and sealed to the recipients. Without

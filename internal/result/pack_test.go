@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -237,6 +238,33 @@ func TestPackingHoldsNothingTwice(t *testing.T) {
 				t.Errorf("%v, want no space for both: the test shows nothing", err)
 			}
 		})
+	}
+}
+
+// TestPackingTakesLittleMemory beside the results.
+func TestPackingTakesLittleMemory(t *testing.T) {
+	dir := t.TempDir()
+	random := make([]byte, 64<<20)
+	rand.Read(random)
+	if err := os.WriteFile(filepath.Join(dir, "a"), random, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	random = nil
+	x, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.GC()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, err := Pack(io.Discard, []string{x.Recipient().String()}, Tree{Dir: dir, Limit: 128 << 20}, nil); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if took := after.TotalAlloc - before.TotalAlloc; took > 6<<20 {
+		t.Errorf("%d bytes were allocated", took)
+	} else {
+		t.Logf("%d bytes were allocated", took)
 	}
 }
 
