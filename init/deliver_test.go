@@ -2,8 +2,13 @@ package main
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +24,7 @@ import (
 	"filippo.io/age"
 	"github.com/google/go-containerregistry/pkg/registry"
 
+	"github.com/ampoule-vm/ampoule/internal/demo"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/verify"
 )
@@ -212,3 +218,58 @@ func TestSinks(t *testing.T) {
 }
 
 const demoSink = "default/sink/bad"
+
+// TestCocosConsumers: who is named in result_consumers of a Cocos computation opens the result with the private key.
+func TestCocosConsumers(t *testing.T) {
+	f := newFlow(t)
+	var own struct {
+		Algorithm struct{ URI string }
+		Datasets  []struct{ URI string }
+	}
+	if err := json.Unmarshal(f.raw, &own); err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	priv, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resource := func(uri, path string) map[string]any {
+		return map[string]any{"hash": make([]int, 32), "source": map[string]any{"type": "oci-image", "url": uri, "encrypted": true, "kbs_resource_path": path},
+			"kbs": map[string]any{"url": f.world.Broker, "enabled": true}}
+	}
+	algorithm, dataset := resource(own.Algorithm.URI, demo.AlgorithmKey), resource(own.Datasets[0].URI, demo.DatasetKey)
+	algorithm["algo_type"], dataset["filename"] = "docker", "table.csv"
+	if f.raw, err = json.Marshal(map[string]any{"id": "c-1", "algorithm": algorithm, "datasets": []any{dataset},
+		"result_consumers": []any{map[string]any{"user_key": pub}}}); err != nil {
+		t.Fatal(err)
+	}
+	f.boot()
+	if o := f.peer.outcomes(); len(o) != 1 || o[0].Reason != result.OK {
+		t.Fatalf("outcomes %+v", o)
+	}
+	ids, err := result.ParseIdentities(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: priv}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := result.Open(bytes.NewReader(f.peer.result), ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	dir := t.TempDir()
+	if err := result.ExtractTar(r, dir, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "results/copy.csv")); err != nil || string(b) != "1\n" {
+		t.Errorf("result %q, %v", b, err)
+	}
+	f.aboutRun()
+}
