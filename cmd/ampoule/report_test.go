@@ -27,7 +27,7 @@ func TestOutcomeError(t *testing.T) {
 		{"broken step", &result.Event{Reason: result.Internal, Step: "lockdown"}, "", 1, []string{"internal in step lockdown", "console.log"}},
 		{"unreachable", &result.Event{Reason: result.Unreachable, Step: "network"}, "", 1, []string{"unreachable in step network"}},
 		{"bad manifest", &result.Event{Reason: result.BadManifest, Step: "manifest"}, "", 1, []string{"bad-manifest"}},
-		{"bad image", &result.Event{Reason: result.BadImage, Step: "pull"}, "result.tar.zst.age", 1, []string{"bad-image in step pull", "result.tar.age (ampoule open)"}},
+		{"bad image", &result.Event{Reason: result.BadImage, Step: "pull"}, "result.tar.zst.age", 1, []string{"bad-image in step pull", "result.tar.zst.age (ampoule open)"}},
 		{"undelivered", &result.Event{Reason: result.Undelivered, Step: "deliver"}, "", 1, []string{"undelivered"}},
 		{"deadline", &result.Event{Reason: result.Deadline, Step: "attest"}, "", 1, []string{"deadline in step attest"}},
 		{"no TEE", &result.Event{Reason: result.NoTEE, Step: "platform"}, "", 1, []string{"no-tee in step platform"}},

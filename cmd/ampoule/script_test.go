@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 //	mode OCTAL FILE            holds a file's permissions against these
 //	same FILE FILE             as cmp, without printing what may be a key
 //	identity FILE              makes an age identity, and sets RECIPIENT
-//	finished MANIFEST          makes what a run leaves: result.tar.age (for identity), receipt.json, test-root.pem; sets MEASUREMENT
+//	finished MANIFEST          makes what a run leaves: result.tar.zst.age (for identity), receipt.json, test-root.pem; sets MEASUREMENT
 //	zipped FILE NAME=TEXT…     fails unless these are the zip's files, dated 1970
 //	flip FILE                  changes the last byte of a file
 //	broker LOG ARG…            starts ampoule kbs, sets BROKER; broker stop ends it
