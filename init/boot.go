@@ -62,8 +62,19 @@ func boot(ctx context.Context, m *machine, steps []step) {
 	r.report(outcome)
 }
 
-// step runs one line of the table: announced, timed, bounded in time, and with a panic turned into an error.
-func (r *run) step(ctx context.Context, i, n int, s step) (err error) {
+// step runs one line of the table, and writes one to the console.
+func (r *run) step(ctx context.Context, i, n int, s step) error {
+	took, err := r.timed(ctx, s)
+	state := "ok"
+	if err != nil {
+		state = "failed " + string(reasonOf(err))
+	}
+	r.line(i, n, s.name, state, took)
+	return err
+}
+
+// timed runs a step: announced, timed, bounded in time, and with a panic turned into an error.
+func (r *run) timed(ctx context.Context, s step) (took time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
 	start := r.uptime()
@@ -88,16 +99,14 @@ func (r *run) step(ctx context.Context, i, n int, s step) (err error) {
 			err = fmt.Errorf("hangs: %w", context.Cause(ctx))
 		}
 	}
-	took := r.uptime() - start
+	took = r.uptime() - start
 	if err == nil {
-		r.line(i, n, s.name, "ok", took)
 		r.emit(result.Event{Event: result.StepEvent, Step: s.name, State: result.Done, Micros: took.Microseconds()})
-		return nil
+		return took, nil
 	}
 	e := classify(ctx, s, err)
-	r.line(i, n, s.name, "failed "+string(e.reason), took)
 	r.emit(result.Event{Event: result.StepEvent, Step: s.name, State: result.Failed, Reason: e.reason, Micros: took.Microseconds()})
-	return e
+	return took, e
 }
 
 // hangGrace is how long a step may take to notice that its time is over.

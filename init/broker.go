@@ -235,6 +235,7 @@ func (r *run) workloadEnv() (map[string]string, error) {
 		}
 		env[name] = string(b)
 	}
+	r.offerProxy(env)
 	return env, nil
 }
 

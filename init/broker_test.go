@@ -77,7 +77,7 @@ func ask(t *testing.T, s workload.Spec, path string) (status int, body string) {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
-	go func() { s.Serve(l); close(done) }()
+	go func() { s.Services[0].Serve(l); close(done) }()
 	resp, err := http.Get("http://" + l.Addr().String() + path)
 	if err != nil {
 		t.Fatal(err)
@@ -111,8 +111,8 @@ func TestGrants(t *testing.T) {
 			if len(s.Files) != 2 || string(s.Files[0].Data) != "the\x00file" || string(s.Files[1].Data) != "text" {
 				t.Errorf("files %q", s.Files)
 			}
-			if s.Listen != "127.0.0.1:8006" {
-				t.Errorf("listens at %q", s.Listen)
+			if len(s.Services) != 1 || s.Services[0].Addr != "127.0.0.1:8006" {
+				t.Fatalf("services %+v", s.Services)
 			}
 			for path, want := range map[string]string{
 				"/cdh/resource/default/data/shared": "200 for the workload",

@@ -79,11 +79,11 @@ func TestWorkloadDeadline(t *testing.T) {
 		used       time.Duration
 		want       time.Duration // that the workload has; negative: none
 	}{
-		"a fifth is kept":                   {"5m", "", 0, 4 * time.Minute},
-		"two minutes are kept at most":      {"1h", "", 0, 58 * time.Minute},
-		"the boot's own time counts":        {"5m", "", time.Minute, 192 * time.Second},
+		"a fifth is kept, and the grace":    {"5m", "", 0, 4*time.Minute - defaultGrace},
+		"two minutes are kept at most":      {"1h", "", 0, 58*time.Minute - defaultGrace},
+		"the boot's own time counts":        {"5m", "", time.Minute, 192*time.Second - defaultGrace},
 		"the manifest's is shorter":         {"1h", "7m", 0, 7 * time.Minute},
-		"the manifest's cannot be longer":   {"5m", "1h", 0, 4 * time.Minute},
+		"the manifest's cannot be longer":   {"5m", "1h", 0, 4*time.Minute - defaultGrace},
 		"nothing is left when all was used": {"5m", "", 6 * time.Minute, -1},
 	} {
 		t.Run(name, func(t *testing.T) {

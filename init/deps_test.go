@@ -117,6 +117,7 @@ func TestBudget(t *testing.T) {
 // The guest's and the host's side meet in the leaves only: manifest, evidence, result, cmdline, image.
 var arrows = map[string]string{
 	"internal/cmdline":             "",
+	"internal/egress":              "",
 	"internal/evidence":            "",
 	"internal/manifest":            "",
 	"internal/result":              "",
@@ -125,6 +126,8 @@ var arrows = map[string]string{
 	"internal/object":              "internal/evidence internal/inflate internal/tree",
 	"internal/openpgp":             "",
 	"internal/progress":            "",
+	"internal/apitest":             "",
+	"internal/timeline":            "internal/result",
 	"internal/tree":                "",
 	"internal/tree/treetest":       "",
 	"kernel-config":                "",
@@ -159,11 +162,11 @@ var arrows = map[string]string{
 	"test/probe":                   "",
 	"test/quoter":                  "internal/guest",
 	"test/bridge":                  "",
-	"init": "image internal/cmdline internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/object internal/registryauth internal/secret internal/result internal/sink internal/source " +
+	"init": "image internal/cmdline internal/egress internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/object internal/registryauth internal/secret internal/result internal/sink internal/source " +
 		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/tree internal/workload",
 	"cmd/ampoule": "image mkimage qemu internal/bench internal/cmdline internal/debian internal/demo internal/evidence internal/imagepolicy internal/kbs " +
 		"internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/object " +
-		"internal/progress internal/psp internal/registryauth internal/result internal/sink internal/tee/sample internal/verify",
+		"internal/progress internal/psp internal/registryauth internal/result internal/sink internal/tee/sample internal/timeline internal/verify",
 }
 
 func TestArrows(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -72,6 +74,22 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
+// removeAll is discard, where nothing is mounted.
+func removeAll(dirs ...string) error {
+	for _, dir := range dirs {
+		all, err := os.ReadDir(dir)
+		if err != nil {
+			continue // the boot did not come so far
+		}
+		for _, e := range all {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // bareMachine has a host, a console and a clock that goes a millisecond at each look, and nothing else: a step that
 // reaches for more panics.
 func bareMachine() (*machine, *fakeHost, *lockedBuffer) {
@@ -82,6 +100,7 @@ func bareMachine() (*machine, *fakeHost, *lockedBuffer) {
 		console:  console,
 		uptime:   func() time.Duration { mu.Lock(); defer mu.Unlock(); now += time.Millisecond; return now },
 		host:     func(context.Context, uint32) host { return peer },
+		discard:  removeAll,
 		powerOff: func() {},
 		// Every line of the console is to say it.
 		tsmSimulated: func() bool { return true },

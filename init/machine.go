@@ -10,6 +10,7 @@ import (
 
 	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/egress"
 	"github.com/ampoule-vm/ampoule/internal/guest"
 	"github.com/ampoule-vm/ampoule/internal/kbs"
 	"github.com/ampoule-vm/ampoule/internal/object"
@@ -38,10 +39,12 @@ type machine struct {
 	unpack        func(context.Context, *image.Image, string, image.Keys, image.Limits, func(int64)) error
 	unpackFile    func(context.Context, *object.Object, string, object.Want, image.Limits, func(int64)) error
 	runWorkload   func(context.Context, workload.Spec) (workload.Outcome, error)
+	outside       egress.Outside // where the workload's connections go, if it is let out
 	boundResults  func(dir string, bytes int64) error
 	swap          func(ctx context.Context, disk string, free int64) (int64, error) // makes swap space of it, of so many bytes
 	memory        func() (room, error)                                              // free for images and results
 	host          func(ctx context.Context, port uint32) host
+	discard       func(mounts ...string) error // with all that is in them
 	powerOff      func()
 }
 
@@ -77,7 +80,7 @@ func newMachine() *machine {
 	guest.ClearEnv()
 	reaper := guest.NewReaper()
 	m := &machine{
-		dir:           "/work",
+		dir:           guest.WorkDir,
 		uptime:        guest.Uptime,
 		lockdown:      guest.Lockdown,
 		commandLine:   readCommandLine,
@@ -96,10 +99,12 @@ func newMachine() *machine {
 		runWorkload: func(ctx context.Context, s workload.Spec) (workload.Outcome, error) {
 			return workload.Run(ctx, reaper, s)
 		},
+		outside:      egress.Internet,
 		boundResults: boundResults,
 		swap:         guest.Swap,
-		memory:       func() (room, error) { return readRoom("/proc/meminfo") },
+		memory:       readMachine,
 		host:         newVsockHost,
+		discard:      guest.Discard,
 		powerOff:     guest.PowerOff,
 	}
 	console := &lateConsole{}
@@ -112,10 +117,7 @@ func newMachine() *machine {
 		if err := guest.Silence(); err != nil {
 			return err
 		}
-		if err := floorClock(); err != nil {
-			return err
-		}
-		return os.MkdirAll(m.dir, 0o711)
+		return floorClock()
 	}
 	return m
 }
@@ -166,6 +168,7 @@ func boundResults(dir string, bytes int64) error {
 type room struct {
 	ram          int64 // all that there is
 	memory, swap int64 // what is still free of it without pushing anything out, and of the swap space
+	pids, cpus   int64 // that a workload can have; 0: unknown
 }
 
 func (r room) total() int64 { return r.memory + r.swap }

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -167,6 +165,7 @@ func (r *run) report(outcome result.Event) {
 		}
 		cancel()
 	}
+	_, _ = r.timed(context.Background(), wiping) // what it says is in the event
 	r.emit(outcome)
 	in := ""
 	if outcome.Step != "" {
@@ -307,53 +306,13 @@ func (r *run) notes() []string {
 			notes = append(notes, in.name+" came from a registry over plain http")
 		}
 	}
+	if note := r.egressNote(); note != "" {
+		notes = append(notes, note)
+	}
 	for _, b := range r.doc.Brokers {
 		if isPlainHTTP(b.URL) {
 			notes = append(notes, "key broker "+b.URL+" was asked over plain http")
 		}
 	}
 	return notes
-}
-
-// A boundedBuffer keeps the first limit bytes and says how many came after.
-type boundedBuffer struct {
-	mu    sync.Mutex
-	limit int
-	buf   bytes.Buffer
-	lost  int64
-}
-
-// Write takes everything, for whoever writes must not be held up, and keeps what fits.
-func (b *boundedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	keep := min(len(p), b.limit-b.buf.Len())
-	b.buf.Write(p[:keep])
-	b.lost += int64(len(p) - keep)
-	return len(p), nil
-}
-
-// Bytes is what was kept, with a last line about what was not.
-func (b *boundedBuffer) Bytes() []byte {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	out := slices.Clone(b.buf.Bytes())
-	if b.lost > 0 {
-		out = fmt.Appendf(out, "\n[ampoule: %d more bytes not kept]\n", b.lost)
-	}
-	return out
-}
-
-// workloadLogs hold the workload's output.
-type workloadLogs struct{ out, err boundedBuffer }
-
-// outputLimit is how much of each of stdout and stderr is kept, bytes.
-const outputLimit = 16 << 20
-
-func (l *workloadLogs) writers(toHost io.Writer) (stdout, stderr io.Writer) {
-	l.out.limit, l.err.limit = outputLimit, outputLimit
-	if toHost == nil {
-		return &l.out, &l.err
-	}
-	return io.MultiWriter(&l.out, toHost), io.MultiWriter(&l.err, toHost)
 }

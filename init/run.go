@@ -65,7 +65,7 @@ type run struct {
 var errDeadline = fmt.Errorf("the run's total deadline: %w", context.DeadlineExceeded)
 
 func newRun(m *machine) *run {
-	log := &boundedBuffer{limit: 1 << 20}
+	log := &boundedBuffer{limit: 512 << 10}
 	return &run{machine: m, buffers: image.NewBuffers(), log: log, private: slog.New(slog.NewTextHandler(log, nil))}
 }
 
@@ -169,21 +169,20 @@ func (r *run) fits() error {
 	case need > free.total():
 		return fmt.Errorf("the images and files need at least %d MiB, which is their size as they are stored, and this machine has %v: %s", need>>20, free, fix)
 	}
-	return nil
+	_, err = limitsFor(r.doc, free, need)
+	return because(result.BadManifest, err)
 }
 
 // workloadContext ends early enough that a workload which is killed leaves time to seal what it wrote.
 func (r *run) workloadContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	limit := r.opts.Deadline - r.uptime()
 	limit -= min(limit/5, 2*time.Minute)
+	limit -= min(limit/5, r.grace())
 	if d := r.doc.Resources.Deadline; d > 0 && d < limit {
 		limit = d
 	}
 	return context.WithTimeout(ctx, limit)
 }
-
-// memoryReserve is what a workload without a limit of its own leaves to PID 1, which has to seal what it wrote, bytes.
-const memoryReserve = 64 << 20
 
 func (r *run) spec() (workload.Spec, error) {
 	var s workload.Spec
@@ -194,7 +193,11 @@ func (r *run) spec() (workload.Spec, error) {
 			return s, because(result.Internal, err)
 		}
 	}
-	if err := r.boundResults(s.Results, r.doc.Results.LimitBytes); err != nil {
+	l, err := r.limit(&s)
+	if err != nil {
+		return s, err
+	}
+	if err := r.boundResults(s.Results, l.results); err != nil {
 		return s, because(result.Internal, err)
 	}
 	var sets []workload.Dataset
@@ -219,22 +222,14 @@ func (r *run) spec() (workload.Spec, error) {
 	if s.UID, s.GID, err = workload.LookupUser(s.Root, user); err != nil {
 		return s, because(result.BadImage, err)
 	}
-	s.MemoryBytes, s.PIDs, s.ScratchBytes = r.doc.Resources.MemoryBytes, r.doc.Resources.PIDs, r.doc.Resources.DiskBytes
-	free, err := r.memory()
-	if err != nil {
-		return s, because(result.Internal, err)
-	}
-	if s.MemoryBytes == 0 {
-		s.MemoryBytes = free.total() - memoryReserve
-	}
-	s.SwapBytes = max(0, s.MemoryBytes-free.ram)
 	for _, f := range r.doc.Workload.Files {
 		s.Files = append(s.Files, workload.File{Path: f.Path, Data: bytes.Clone(r.secrets.open(f.Value))})
 	}
-	s.Stdout, s.Stderr = r.logs.writers(nil)
+	var tell telling
 	if r.doc.Logs == "host" {
-		s.Stdout, s.Stderr = r.logs.writers(r.console)
+		tell = r.show
 	}
+	s.Stdout, s.Stderr = r.logs.open(tell)
 	return s, nil
 }
 

@@ -180,6 +180,9 @@ func (r *run) swap(ctx context.Context) error {
 const diskWait = 20 * time.Second
 
 func (r *run) resolve(ctx context.Context) error {
+	if err := r.checkEgress(); err != nil {
+		return because(result.BadManifest, err)
+	}
 	r.inputs = inputsOf(r.doc)
 	if err := r.admit(ctx); err != nil {
 		return err
@@ -331,8 +334,7 @@ func (r *run) execute(ctx context.Context) error {
 	}
 	defer r.secrets.zero()
 	if api := r.guestAPI(); api != nil {
-		spec.Listen = guestAPIAddress
-		spec.Serve = func(l net.Listener) {
+		spec.Services = append(spec.Services, workload.Service{Addr: guestAPIAddress, Serve: func(l net.Listener) {
 			defer func() {
 				if p := recover(); p != nil { // the workload can ask again, and learns nothing
 					r.private.Error("guest API", "panic", p)
@@ -341,11 +343,17 @@ func (r *run) execute(ctx context.Context) error {
 			if err := api.Serve(ctx, l); err != nil && !errors.Is(err, net.ErrClosed) {
 				r.private.Warn("guest API", "error", err)
 			}
-		}
+		}})
+	}
+	report, err := r.openGate(ctx, &spec)
+	if err != nil {
+		return because(result.Internal, err)
 	}
 	r.started = r.uptime()
 	out, err := r.runWorkload(ctx, spec)
 	r.ended = r.uptime()
+	report()
+	r.logs.close()
 	switch {
 	case errors.Is(err, workload.ErrProgram):
 		return err

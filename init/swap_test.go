@@ -75,10 +75,10 @@ func TestFits(t *testing.T) {
 		log    string
 		pulls  int64 // the limit that the images are unpacked under; 0: none is
 	}{
-		"there is enough":                   {room{ram: 4 * mib, memory: mib}, "", result.OK, "", mib},
-		"with swap there is":                {room{ram: 4 * mib, memory: 1, swap: mib}, "", result.OK, "", mib + 1},
+		"there is enough":                   {room{ram: 4 * mib, memory: 100 * mib}, "", result.OK, "", 100 * mib},
+		"with swap there is":                {room{ram: 4 * mib, memory: 1, swap: 100 * mib}, "", result.OK, "", 100*mib + 1},
 		"the compressed sizes are too much": {room{ram: 4 * mib, memory: 1}, "", result.BadImage, "the images and files need at least 0 MiB, which is their size as they are stored, and this machine has 0 MiB free: start it with more memory", 0},
-		"the manifest says less":            {room{ram: 4 * mib, memory: 8 * mib}, `"resources": {"input_bytes": 2097152, "memory_bytes": 8388608},`, result.OK, "", 2 * mib},
+		"the manifest says less":            {room{ram: 4 * mib, memory: 9 * mib}, `"resources": {"input_bytes": 2097152, "memory_bytes": 8388608},`, result.OK, "", 2 * mib},
 		"the manifest says more than there is": {room{ram: 4 * mib, memory: mib, swap: 2 * mib}, `"resources": {"input_bytes": 8388608},`, result.BadImage,
 			"resources.input_bytes: the images and files may need 8 MiB and this machine has 3 MiB free (memory 1, swap 2): start it with more memory", 0},
 	} {

@@ -16,6 +16,7 @@ const SimulatedPSPPort = 1025
 var parameters = []string{
 	"console=ttyS0",
 	"quiet", "loglevel=3", // a panic still shows; the rest would only slow the serial port down
+	"init_on_free=1",         // memory that is given back holds nothing: what the workload had is gone before the power is
 	"oops=panic", "panic=-1", // an error of the kernel ends the machine
 	"random.trust_bootloader=off", // a seed from the firmware is a seed from the host
 	"mce=off",                     // machine checks of a guest are the host's invention

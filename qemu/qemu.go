@@ -37,6 +37,12 @@ const (
 	PlainLogFile = "log.tar.zst"
 )
 
+// Partial ends the name of an artefact that broke off: what came of it until then.
+const Partial = ".partial"
+
+// incoming begins the name of an artefact that is on its way.
+const incoming = ".incoming-"
+
 const (
 	defaultTimeout     = time.Hour
 	defaultResultLimit = 4 << 30
@@ -86,7 +92,8 @@ type Report struct {
 	Events      []result.Event
 	ResultPath  string // "" when none was delivered, and so for the receipt
 	ReceiptPath string
-	LogPath     string // of a run whose result did not go everywhere
+	LogPath     string   // of a run whose result did not go everywhere
+	Partial     []string // paths of artefacts that broke off and did not come again
 	ConsolePath string
 	Command     string // runs the same VM from a shell, without our end of its vsock
 	Accel       Accel
@@ -94,6 +101,7 @@ type Report struct {
 	Measurement evidence.Measurement // that the simulated processor signed; zero without one
 	QEMUStart   time.Time
 	FirstEvent  time.Time // zero when there was none
+	Zero        time.Time // of the guest's clock: the earliest that its events allow, so it errs by the fastest one's way. Zero without events
 	Exited      time.Time
 }
 
@@ -219,8 +227,18 @@ func (cfg *Config) prepare() error {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return fmt.Errorf("artefacts: %w", err)
 	}
-	for _, name := range []string{ConsoleFile, StderrFile, EventsFile, ReceiptFile, SealedFile, PlainFile, LogFile, PlainLogFile, SwapFile} {
+	for _, name := range []string{ConsoleFile, StderrFile, EventsFile, ReceiptFile, SealedFile, PlainFile, LogFile, PlainLogFile, SwapFile,
+		ReceiptFile + Partial, SealedFile + Partial, PlainFile + Partial, LogFile + Partial, PlainLogFile + Partial} {
 		if err := os.RemoveAll(filepath.Join(cfg.Dir, name)); err != nil {
+			return fmt.Errorf("artefacts of an earlier run: %w", err)
+		}
+	}
+	unfinished, err := filepath.Glob(filepath.Join(cfg.Dir, incoming+"*")) // of a host that was killed
+	if err != nil {
+		return err
+	}
+	for _, path := range unfinished {
+		if err := os.Remove(path); err != nil {
 			return fmt.Errorf("artefacts of an earlier run: %w", err)
 		}
 	}

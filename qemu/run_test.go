@@ -202,7 +202,7 @@ func TestRunRemovesArtefactsOfAnEarlierRun(t *testing.T) {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{SealedFile, PlainFile, ReceiptFile} {
+	for _, name := range []string{SealedFile, PlainFile, ReceiptFile, SealedFile + Partial, PlainFile + Partial, ReceiptFile + Partial, incoming + "1"} {
 		if err := os.WriteFile(filepath.Join(cfg.Dir, name), []byte("old"), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -210,7 +210,7 @@ func TestRunRemovesArtefactsOfAnEarlierRun(t *testing.T) {
 	if _, err := Run(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	left, err := filepath.Glob(cfg.Dir + "/re*")
+	left, err := filepath.Glob(cfg.Dir + "/[r.]*")
 	if err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}

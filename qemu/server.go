@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -38,16 +39,19 @@ type server struct {
 	eventFile *os.File
 	eventSize int64
 	first     time.Time
+	zero      time.Time
 	ended     *result.Event
 	outcome   chan struct{} // closed with ended
 
 	result, receipt, log artefact
+	uploads              sync.WaitGroup
 }
 
 // An artefact is something that is accepted once. Its name is set when it is complete.
 type artefact struct {
-	busy bool
-	path string
+	busy    bool
+	path    string
+	partial string // what came of the last try, if that broke off
 }
 
 func newServer(cfg *Config) (*server, error) {
@@ -92,14 +96,20 @@ func (s *server) close() error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = s.http.Close()
 	}
+	s.uploads.Wait() // their connections are gone
 	return errors.Join(err, s.eventFile.Close())
 }
 
 func (s *server) report(r *Report) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r.Outcome, r.Events, r.FirstEvent = s.ended, slices.Clone(s.events), s.first
+	r.Outcome, r.Events, r.FirstEvent, r.Zero = s.ended, slices.Clone(s.events), s.first, s.zero
 	r.ResultPath, r.ReceiptPath, r.LogPath = s.result.path, s.receipt.path, s.log.path
+	for _, a := range []artefact{s.result, s.receipt, s.log} {
+		if a.partial != "" {
+			r.Partial = append(r.Partial, a.partial)
+		}
+	}
 }
 
 func (s *server) getManifest(w http.ResponseWriter, r *http.Request) {
@@ -146,8 +156,13 @@ func (s *server) event(e result.Event) int {
 		return http.StatusInsufficientStorage
 	}
 	s.eventSize += int64(len(line))
+	now := time.Now()
 	if len(s.events) == 0 {
-		s.first = time.Now()
+		s.first = now
+	}
+	// An event that was on its way for less time gives a better zero.
+	if zero := now.Add(-time.Duration(min(e.Time, math.MaxInt64/1000)) * time.Microsecond); s.zero.IsZero() || zero.Before(s.zero) {
+		s.zero = zero
 	}
 	s.events = append(s.events, e)
 	// With the lock held, so that the next one waits for its turn.
@@ -175,9 +190,15 @@ func logName(begin []byte) string {
 	return PlainLogFile
 }
 
-// put stores a body of at most limit bytes under the name that its beginning gives it. A body that breaks off leaves
-// nothing, and may be sent again; a complete one may not.
+// put stores a body of at most limit bytes under the name that its beginning gives it. A body that breaks off may be sent
+// again, whole; until then what came is kept under a name that says so. A complete one may not.
 func (s *server) put(w http.ResponseWriter, r *http.Request, a *artefact, limit int64, name func([]byte) string) {
+	s.uploads.Add(1)
+	defer s.uploads.Done()
+	if r.Header.Get("Content-Range") != "" {
+		http.Error(w, "only the whole is taken", http.StatusBadRequest) // RFC 9110, section 14.5
+		return
+	}
 	s.mu.Lock()
 	taken := a.busy || a.path != ""
 	if !taken {
@@ -188,9 +209,12 @@ func (s *server) put(w http.ResponseWriter, r *http.Request, a *artefact, limit 
 		http.Error(w, "was delivered already", http.StatusConflict)
 		return
 	}
-	path, err := s.store(http.MaxBytesReader(w, r.Body, limit), r.ContentLength, limit, name)
+	path, partial, err := s.store(http.MaxBytesReader(w, r.Body, limit), r.ContentLength, limit, name)
 	s.mu.Lock()
-	a.busy, a.path = false, path
+	if a.partial != "" && a.partial != partial {
+		err = errors.Join(err, os.Remove(a.partial))
+	}
+	a.busy, a.path, a.partial = false, path, partial
 	s.mu.Unlock()
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		http.Error(w, fmt.Sprintf("more than %d bytes", limit), http.StatusRequestEntityTooLarge)
@@ -204,28 +228,29 @@ func (s *server) put(w http.ResponseWriter, r *http.Request, a *artefact, limit 
 	w.WriteHeader(http.StatusNoContent)
 }
 
-func (s *server) store(body io.Reader, size, limit int64, name func([]byte) string) (path string, err error) {
+// store returns the path of what is whole, or of what broke off; neither of what is too large.
+func (s *server) store(body io.Reader, size, limit int64, name func([]byte) string) (path, partial string, err error) {
 	if size > limit {
-		return "", &http.MaxBytesError{Limit: limit}
+		return "", "", &http.MaxBytesError{Limit: limit}
 	}
-	f, err := os.CreateTemp(s.cfg.Dir, ".incoming-")
+	f, err := os.CreateTemp(s.cfg.Dir, incoming)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
 	in := bufio.NewReader(body)
 	begin, _ := in.Peek(len(ageMagic)) // its error comes again
 	path = filepath.Join(s.cfg.Dir, name(begin))
-	_, err = io.Copy(f, in)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return "", err
+	n, err := io.Copy(f, in)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); err != nil && (tooLarge || n == 0) {
+		return "", "", errors.Join(err, os.Remove(f.Name()))
 	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return "", err
+	if err != nil {
+		partial = path + Partial
+		return "", partial, errors.Join(err, os.Rename(f.Name(), partial))
 	}
-	return path, nil
+	if err := os.Rename(f.Name(), path); err != nil {
+		return "", "", errors.Join(err, os.Remove(f.Name()))
+	}
+	return path, "", nil
 }

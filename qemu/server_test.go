@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/qemu/vhostvsock"
@@ -127,6 +130,40 @@ func TestEventsAreSeenAsTheyArrive(t *testing.T) {
 	}
 }
 
+func TestZeroOfTheGuestsClock(t *testing.T) {
+	s, _ := guest(t, Config{})
+	before := time.Now()
+	var zeros []time.Time
+	// The second was on its way for a second less than the first, the third for longer.
+	for _, at := range []int64{3e6, 4e6, 1e6, math.MaxInt64} {
+		s.event(step("mount", at))
+		zeros = append(zeros, s.zero)
+	}
+	if !zeros[1].Before(zeros[0]) || zeros[2] != zeros[1] || !zeros[3].Before(zeros[2]) {
+		t.Errorf("zeros %v", zeros)
+	}
+	if d := zeros[1].Add(4 * time.Second).Sub(before); d < 0 || d > time.Minute {
+		t.Errorf("the guest's 4 s are %v after the first event", d)
+	}
+}
+
+func TestPartOfAnArtefactIsRefused(t *testing.T) {
+	_, c := guest(t, Config{})
+	req, err := http.NewRequest("PUT", "http://host/v1/result", strings.NewReader("rest"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Range", "bytes 4-7/8")
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+}
+
 func TestBadEventsAreRefused(t *testing.T) {
 	var got []result.Event
 	s, c := guest(t, Config{OnEvent: func(e result.Event) { got = append(got, e) }})
@@ -192,7 +229,7 @@ func TestArtefactsAreAcceptedOnce(t *testing.T) {
 				}
 				return names
 			}
-			// What is too large, or breaks off, leaves nothing and may come again.
+			// What is too large leaves nothing, and what breaks off is kept as that. Both may come again.
 			big := strings.NewReader(strings.Repeat("x", maxReceipt+1))
 			if code, _ := do(t, client, "PUT", c.path, big); code != http.StatusRequestEntityTooLarge && code != 0 {
 				t.Errorf("declared too large: status %d", code)
@@ -204,17 +241,27 @@ func TestArtefactsAreAcceptedOnce(t *testing.T) {
 				t.Errorf("breaks off: status %d", code)
 			}
 			idle(t, s)
-			if left := files(); len(left) != 0 {
-				t.Fatalf("left: %v", left)
+			var rep Report
+			s.report(&rep)
+			// The host cannot know which kind a result without its begin is.
+			partial := strings.Replace(strings.Replace(c.name, SealedFile, PlainFile, 1), LogFile, PlainLogFile, 1) + Partial
+			if d := cmp.Diff([]string{partial}, files()); d != "" || len(rep.Partial) != 1 || filepath.Base(rep.Partial[0]) != partial || c.of(&rep) != "" {
+				t.Fatalf("left (-want +got):\n%s%+v", d, rep)
+			}
+			if fi, err := os.Stat(rep.Partial[0]); err != nil || fi.Size() == 0 || fi.Size() > 1<<20 {
+				t.Errorf("%v, %v", fi, err)
 			}
 			if code, text := do(t, client, "PUT", c.path, strings.NewReader(c.body)); code != http.StatusNoContent {
 				t.Fatalf("status %d %s", code, text)
 			}
+			rep = Report{}
+			s.report(&rep)
+			if len(rep.Partial) > 0 {
+				t.Errorf("partial artefacts of what came whole: %v", rep.Partial)
+			}
 			if code, _ := do(t, client, "PUT", c.path, strings.NewReader("again")); code != http.StatusConflict {
 				t.Errorf("the second: status %d", code)
 			}
-			var rep Report
-			s.report(&rep)
 			path := c.of(&rep)
 			b, err := os.ReadFile(path)
 			if err != nil || string(b) != c.body || filepath.Base(path) != c.name {

@@ -56,7 +56,7 @@ func (a *Azure) network() string {
 // Args is QEMU's command line without the program. It is a pure function: what is measured and what can be reproduced
 // depends on nothing else.
 func (s Shape) Args(d Devices) []string {
-	cpu := "max"
+	cpu := "max,-erms,-fsrm" // emulated, an instruction that moves or clears a string goes byte by byte
 	accel := "tcg,thread=multi"
 	if s.Accel == KVM {
 		cpu, accel = "host", "kvm"

@@ -116,6 +116,7 @@ type trial struct {
 	bound    []byte // what the launch is bound to; nil: the manifest
 	accepted string // the command line whose measurement the broker takes
 	banner   string // of every line on the console
+	openLogs bool   // the console has the workload's output as well
 	report   *qemu.Report
 }
 
@@ -200,7 +201,8 @@ func (r *trial) ends(step string, reason result.Reason, exit int) {
 	for line := range strings.Lines(string(console)) {
 		line = strings.TrimSpace(escapes.ReplaceAllString(line, ""))
 		said, ours := strings.CutPrefix(line, r.banner)
-		if line != "" && !notOurs.MatchString(line) && (!ours || !consoleLine.MatchString(said)) {
+		known := consoleLine.MatchString(said) || r.openLogs && outputLine.MatchString(said)
+		if line != "" && !notOurs.MatchString(line) && (!ours || !known) {
 			r.Errorf("console line %q is neither a step after %q nor the kernel's farewell", line, r.banner)
 		}
 	}
@@ -209,6 +211,7 @@ func (r *trial) ends(step string, reason result.Reason, exit int) {
 var (
 	escapes     = regexp.MustCompile(`\x1b(\[[0-9;=?]*[A-Za-z]|c)`)
 	consoleLine = regexp.MustCompile(`^( +\d+/13 [a-z]+ +(ok|failed [a-z-]+) \d+ ms| outcome [a-z-]+( in [a-z]+)?)$`)
+	outputLine  = regexp.MustCompile(`^ (stdout|stderr) (\| .*|\[\d+ bytes not shown\])$`)
 	notOurs     = regexp.MustCompile(`^(\[ +\d+\.\d+\] reboot: Power down|SeaBIOS .*|Booting from ROM.*|iPXE .*|Press Ctrl-B.*)$`)
 )
 

@@ -108,9 +108,8 @@ func (d *demoRun) bench(ctx context.Context, runs int, out string, std stdio) (*
 			return nil, err
 		}
 		b.PullBytes = pulled
-		clock := guestClock{}
 		dir := filepath.Join(out, "run")
-		report, err := d.run(ctx, qemu.Shape{VCPUs: 1, MemoryMiB: 1024}, dir, clock.arrived)
+		report, err := d.run(ctx, qemu.Shape{VCPUs: 1, MemoryMiB: 1024}, dir, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -118,7 +117,7 @@ func (d *demoRun) bench(ctx context.Context, runs int, out string, std stdio) (*
 			return nil, fmt.Errorf("run %d: %w", n+1, err)
 		}
 		b.Accel = report.Accel
-		f, err := d.figures(report, clock, b.PullBytes, filepath.Join(out, "opened"))
+		f, err := d.figures(report, b.PullBytes, filepath.Join(out, "opened"))
 		if err != nil {
 			return nil, fmt.Errorf("run %d: %w", n+1, err)
 		}
@@ -160,24 +159,8 @@ func (d *demoRun) hostPull(ctx context.Context, out string) (bytes int64, took t
 	return bytes, took, nil
 }
 
-// A guestClock finds where the guest's clock has its zero on this machine's.
-type guestClock struct{ zero time.Time }
-
-// arrived is told of each event as it comes in. An event that was on its way for less time gives a better zero.
-func (c *guestClock) arrived(e result.Event) {
-	zero := time.Now().Add(-time.Duration(e.Time) * time.Microsecond)
-	if c.zero.IsZero() || zero.Before(c.zero) {
-		c.zero = zero
-	}
-}
-
-// at is when the guest's clock showed micros, on this machine's.
-func (c *guestClock) at(micros int64) time.Time {
-	return c.zero.Add(time.Duration(micros) * time.Microsecond)
-}
-
 // figures reads one run's from its report, its receipt (when the workload began and ended) and its private log (memory).
-func (d *demoRun) figures(r *qemu.Report, clock guestClock, pulled int64, scratch string) (figures, error) {
+func (d *demoRun) figures(r *qemu.Report, pulled int64, scratch string) (figures, error) {
 	b, err := os.ReadFile(r.ReceiptPath)
 	if err != nil {
 		return figures{}, err
@@ -200,12 +183,13 @@ func (d *demoRun) figures(r *qemu.Report, clock guestClock, pulled int64, scratc
 		return figures{}, err
 	}
 	first, w := r.Events[0].Time, st.Predicate.Workload
+	at := func(micros int64) time.Time { return r.Zero.Add(time.Duration(micros) * time.Microsecond) }
 	return figures{
-		PID1:     clock.at(first).Sub(r.QEMUStart).Seconds(),
+		PID1:     at(first).Sub(r.QEMUStart).Seconds(),
 		Workload: float64(w.Started-first) / 1e6,
 		Pull:     float64(pulled) / float64(pull), // bytes a microsecond are MB a second
 		Peak:     float64(peak) / 1024,
-		Gone:     r.Exited.Sub(clock.at(w.Ended)).Seconds(),
+		Gone:     r.Exited.Sub(at(w.Ended)).Seconds(),
 	}, nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
@@ -177,32 +176,7 @@ func (d *demoRun) show(out string, report *qemu.Report, std stdio) error {
 	if err != nil {
 		return &exitError{3, err}
 	}
-	fmt.Fprintf(std.out, "\nresults/coefficients.json\n%s\nreceipt\n%s\ntimeline\n%s", fit, v.Text(), timeline(report))
+	fmt.Fprintf(std.out, "\nresults/coefficients.json\n%s\nreceipt\n%s\ntimeline\n%s(%s)\n", fit, v.Text(), runOf(report).Table(), report.Accel)
 	std.say("\nEverything is in %s.", out)
 	return nil
-}
-
-// timeline draws the steps of a run, one bar each.
-func timeline(r *qemu.Report) string {
-	var steps []result.Event
-	var total int64
-	for _, e := range r.Events {
-		if e.Event == result.StepEvent && e.State != result.Start {
-			steps = append(steps, e)
-			total = max(total, e.Time)
-		}
-	}
-	text := ""
-	const width = 48
-	for _, e := range steps {
-		from := min(width-1, max(0, int((e.Time-e.Micros)*width/max(total, 1)))) // the numbers are the guest's
-		n := min(width-from, max(1, int(e.Micros*width/max(total, 1))))
-		bar := strings.Repeat(" ", from) + strings.Repeat("#", n)
-		text += fmt.Sprintf("%-9s %8.3f s |%-*s|\n", e.Step, float64(e.Micros)/1e6, width, bar)
-	}
-	text += "QEMU start to "
-	if !r.FirstEvent.IsZero() {
-		text += fmt.Sprintf("first event %.1f s, to ", r.FirstEvent.Sub(r.QEMUStart).Seconds())
-	}
-	return text + fmt.Sprintf("its exit %.1f s (%s)\n", r.Exited.Sub(r.QEMUStart).Seconds(), r.Accel)
 }

@@ -17,6 +17,7 @@ type follower struct {
 	inputs []followed
 	step   string // that is going on
 	task   *progress.Task
+	shown  map[string]int64 // by stream: how far its text came
 }
 
 // A followed is an input, as far as it is known. bar is there while it is pulled.
@@ -30,7 +31,7 @@ type followed struct {
 
 // follow begins to show a run of a manifest; nothing else may print before close.
 func follow(std stdio, doc *manifest.Manifest) *follower {
-	f := &follower{live: progress.New(std.err), inputs: []followed{{name: "algorithm"}}, step: "boot"}
+	f := &follower{live: progress.New(std.err), inputs: []followed{{name: "algorithm"}}, step: "boot", shown: map[string]int64{}}
 	for i := range doc.Datasets {
 		f.inputs = append(f.inputs, followed{name: fmt.Sprintf("datasets[%d]", i)})
 	}
@@ -51,8 +52,21 @@ func (f *follower) event(e result.Event) {
 		f.end(e)
 	case e.Event == result.OutcomeEvent:
 		f.begin("power off")
+	case e.Event == result.OutputEvent:
+		f.output(e)
 	case e.Event == result.ProgressEvent && *e.Input < len(f.inputs):
 		f.progress(&f.inputs[*e.Input], e)
+	}
+}
+
+// output prints what the workload wrote, line by line, and where some of it is missing.
+func (f *follower) output(e result.Event) {
+	if lost := e.Bytes - int64(len(e.Text)) - f.shown[e.Stream]; lost > 0 {
+		f.live.Say("    %s [%d bytes not shown]", e.Stream, lost)
+	}
+	f.shown[e.Stream] = e.Bytes
+	for line := range strings.Lines(e.Text) {
+		f.live.Say("    %s | %s", e.Stream, strings.TrimSuffix(line, "\n"))
 	}
 }
 

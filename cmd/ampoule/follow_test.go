@@ -23,6 +23,10 @@ func pulled(input int, phase string, micros, bytes int64) result.Event {
 	return result.Event{Event: result.ProgressEvent, Step: "pull", Input: &input, Phase: phase, Micros: micros, Bytes: bytes, Total: 7e6}
 }
 
+func wrote(stream, text string, upTo int64) result.Event {
+	return result.Event{Event: result.OutputEvent, Step: "execute", Stream: stream, Text: text, Bytes: upTo}
+}
+
 // readAll gives what a person reads away from a terminal.
 func readAll(t *testing.T, events ...result.Event) string {
 	t.Helper()
@@ -60,6 +64,9 @@ func TestFollow(t *testing.T) {
 		{"a phase of tomorrow is passed over", []result.Event{started("pull"), pulled(0, "decrypt", 1, 1), ended("pull", 1000)}, "  pull      ok 1 ms\n"},
 		{"an input is done once", []result.Event{pulled(0, result.Verified, 1e6, 1), pulled(0, result.Verified, 1e6, 2), pulled(0, result.Pulling, 1e6, 3)},
 			"    algorithm    1 B in 1.0 s, 1 B/s\n"},
+		{"output of the workload", []result.Event{started("execute"), wrote("stdout", "a\nb", 3), wrote("stderr", "c\n", 2), wrote("stdout", "z\n", 100),
+			wrote("stderr", "", 9), ended("execute", 2000)},
+			"    stdout | a\n    stdout | b\n    stderr | c\n    stdout [95 bytes not shown]\n    stdout | z\n    stderr [7 bytes not shown]\n  execute   ok 2 ms\n"},
 		{"no input but the manifest's", []result.Event{pulled(2, result.Verified, 1, 1), pulled(result.MaxInputs-1, result.Verified, 1, 1)}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

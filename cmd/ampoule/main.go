@@ -42,6 +42,7 @@ var verbs = []verb{
 	{"demo", "one sealed run, end to end, on this machine", demoVerb},
 	{"build", "make kernel, initramfs, command line and build.json", buildVerb},
 	{"run", "start a VM, give it a manifest, collect result and receipt", runVerb},
+	{"trace", "show where the time of a run went", traceVerb},
 	{"verify", "check a receipt and print what it proves", verifyVerb},
 	{"open", "decrypt a sealed result", openVerb},
 	{"encrypt", "encrypt the layers of an OCI image", encryptVerb},

@@ -68,6 +68,9 @@ func manifestVerb(ctx context.Context, args []string, std stdio) error {
 		if len(m.Results.Recipients) == 0 {
 			std.say("note: results.recipients is empty: only an image that permits unsealed results runs this")
 		}
+		for _, e := range m.Egress {
+			std.say("note: network.egress: the workload may send whatever it reads to %s", e)
+		}
 		return nil
 	case "digest":
 		m, err := manifest.Parse(raw, func(string) bool { return true })

@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/qemu"
 )
@@ -55,51 +53,17 @@ func TestOutcomeError(t *testing.T) {
 	}
 }
 
-func TestTimeline(t *testing.T) {
+func TestRunOf(t *testing.T) {
 	start := time.Unix(0, 0)
-	r := &qemu.Report{
-		Accel: qemu.TCG, QEMUStart: start, FirstEvent: start.Add(2 * time.Second), Exited: start.Add(9500 * time.Millisecond),
-		Events: []result.Event{
-			{Time: 0, Event: result.StepEvent, Step: "mount", State: result.Start},
-			{Time: 1e6, Event: result.StepEvent, Step: "mount", State: result.Done, Micros: 1e6},
-			{Time: 2e6, Event: result.ProgressEvent, Step: "pull", Bytes: 1},
-			{Time: 4e6, Event: result.StepEvent, Step: "pull", State: result.Done, Micros: 3e6},
-			{Time: 4e6, Event: result.StepEvent, Step: "execute", State: result.Failed, Micros: 500, Reason: result.BadImage},
-			{Time: 5e6, Event: result.OutcomeEvent, Reason: result.BadImage},
-		},
+	r := runOf(&qemu.Report{QEMUStart: start, Zero: start.Add(2 * time.Second), Exited: start.Add(9500 * time.Millisecond)})
+	if r.Before != 2*time.Second || r.End != 7500*time.Millisecond {
+		t.Errorf("the kernel began after %v and the VM ended at %v of its clock", r.Before, r.End)
 	}
-	want := `mount        1.000 s |############                                    |
-pull         3.000 s |            ####################################|
-execute      0.001 s |                                               #|
-QEMU start to first event 2.0 s, to its exit 9.5 s (tcg)
-`
-	if diff := cmp.Diff(want, timeline(r)); diff != "" {
-		t.Errorf("timeline (-want +got):\n%s", diff)
+	if r := runOf(&qemu.Report{QEMUStart: start, Exited: start.Add(time.Second)}); r.Before != 0 || r.End != 0 {
+		t.Errorf("of a VM that said nothing: %+v", r)
 	}
-	liar := []result.Event{{Time: 5, Event: result.StepEvent, Step: "mount", State: result.Done, Micros: 1 << 62}, {Time: 1 << 62, Event: result.StepEvent, Step: "pull", State: result.Done}}
-	for line := range strings.Lines(timeline(&qemu.Report{Accel: qemu.TCG, Events: liar})) {
-		if len(line) > 100 {
-			t.Errorf("the guest's numbers draw %q", line)
-		}
-	}
-	if got := timeline(&qemu.Report{Accel: qemu.KVM, QEMUStart: start, Exited: start.Add(time.Second)}); strings.Contains(got, "first event") || !strings.Contains(got, "exit 1.0 s (kvm)") {
-		t.Errorf("timeline of a VM that said nothing: %q", got)
-	}
-}
-
-func TestGuestClock(t *testing.T) {
-	var c guestClock
-	before := time.Now()
-	c.arrived(result.Event{Time: 3e6}) // was on its way for a second longer than the next
-	late := c.zero
-	c.arrived(result.Event{Time: 4e6})
-	best := c.zero
-	c.arrived(result.Event{Time: 1e6})
-	if !best.Before(late) || c.zero != best {
-		t.Errorf("zero is %v after a fast event, then %v, first %v", best, c.zero, late)
-	}
-	if d := c.at(4e6).Sub(before); d < 0 || d > time.Minute {
-		t.Errorf("the guest's 4 s are %v after the first event", d)
+	if r := runOf(&qemu.Report{QEMUStart: start, Zero: start.Add(-time.Hour * 1e5), Exited: start}); r.Before != 0 {
+		t.Errorf("of a VM that lied: %+v", r)
 	}
 }
 

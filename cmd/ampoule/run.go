@@ -14,6 +14,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/psp"
 	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/internal/timeline"
 	"github.com/ampoule-vm/ampoule/mkimage"
 	"github.com/ampoule-vm/ampoule/qemu"
 )
@@ -27,6 +28,10 @@ manifest names are reached over QEMU's user network, where this machine's loopba
 With --dry-run nothing starts: the launch measurement and the manifest's initdata digest, which are what a key
 broker's policy names, are printed.
 With --broker-log the embedded broker's answer is explained when it refuses: what it expected, and what the guest has.
+A folder holds one run of one computation (computation_id, or a manifest without one) and run.json says which. To run what
+has finished there prints what it came to, with the same exit status, and starts nothing; what broke off, or is another
+computation's, is refused. --again replaces it. What had arrived of a result when a VM ended is kept with .partial at the
+end of its name. At the end a table says where the time went; --trace writes it for ui.perfetto.dev.
 Simulation images get a simulated secure processor; --out/test-root.pem is its root, for ampoule verify and kbs.
 Production images run on SEV-SNP or TDX hardware, with KVM, a firmware for it (--firmware) and QEMU 10 (SEV-SNP) or 10.1
 (TDX). --dry-run then prints QEMU's command line; ampoule doctor tells what a machine lacks.
@@ -56,9 +61,12 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	timeout := fs.Duration("timeout", time.Hour, "hard limit for the VM")
 	kind := fs.String("tee", string(evidence.SNP), "TEE to run in, or with a simulation image to simulate: snp or tdx")
 	tee := newTEEFlags(fs)
-	dry := fs.Bool("dry-run", false, "print what a policy has to allow, and start nothing")
-	brokerFile := fs.String("broker-log", "", "what ampoule kbs --audit writes, to say why it refused")
-	asJSON := fs.Bool("json", false, "print the outcome as JSON")
+	var to runFlags
+	fs.BoolVar(&to.dry, "dry-run", false, "print what a policy has to allow, and start nothing")
+	fs.StringVar(&to.brokerLog, "broker-log", "", "what ampoule kbs --audit writes, to say why it refused")
+	fs.BoolVar(&to.again, "again", false, "replace the run that --out holds")
+	fs.StringVar(&to.trace, "trace", "", "file for the run's times, in Chrome's Trace Event Format")
+	fs.BoolVar(&to.asJSON, "json", false, "print the outcome as JSON")
 	if err := parse(fs, args, 0); err != nil {
 		return err
 	}
@@ -108,7 +116,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 		if cfg.Hardware, err = tee.hardware(evidence.Kind(*kind), std); err != nil {
 			return err
 		}
-		return runOn(ctx, cfg, doc, runFacts{Initdata: fmt.Sprintf("%x", cfg.HostData)}, *dry, *asJSON, *brokerFile, std)
+		return runOn(ctx, cfg, doc, runFacts{Initdata: fmt.Sprintf("%x", cfg.HostData)}, to, std)
 	}
 	cfg.TEE = evidence.Kind(*kind)
 	chip, err := psp.New(*pspDir)
@@ -125,29 +133,54 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	if facts.Measurement, err = cfg.Measurement(); err != nil {
 		return err
 	}
-	return runOn(ctx, cfg, doc, facts, *dry, *asJSON, *brokerFile, std)
+	return runOn(ctx, cfg, doc, facts, to, std)
+}
+
+// runFlags are what only runOn needs to know.
+type runFlags struct {
+	dry, again, asJSON bool
+	brokerLog, trace   string
 }
 
 // runOn launches what has been prepared, or says what a policy has to allow for it.
-func runOn(ctx context.Context, cfg qemu.Config, doc *manifest.Manifest, facts runFacts, dry, asJSON bool, brokerFile string, std stdio) error {
-	if dry && cfg.Hardware != nil {
-		return launched(std, cfg, facts, asJSON)
+func runOn(ctx context.Context, cfg qemu.Config, doc *manifest.Manifest, facts runFacts, to runFlags, std stdio) error {
+	if to.dry && cfg.Hardware != nil {
+		return launched(std, cfg, facts, to.asJSON)
 	}
-	if dry {
-		if asJSON {
+	if to.dry {
+		if to.asJSON {
 			return std.json(facts)
 		}
 		_, err := fmt.Fprintf(std.out, "measurement     %s\ninitdata-sha256 %s\n", facts.Measurement, facts.Initdata)
 		return err
 	}
-	broker, err := openBrokerLog(brokerFile)
+	broker, err := openBrokerLog(to.brokerLog)
 	if err != nil {
+		return err
+	}
+	folder, done, err := claimFolder(cfg.Dir, doc, facts.Measurement, to.again)
+	if err != nil {
+		return err
+	}
+	if done != nil {
+		return std.earlier(done, cfg.Dir, to.asJSON)
+	}
+	defer folder.close()
+	if err := folder.begin(); err != nil {
 		return err
 	}
 	f := follow(std, doc)
 	cfg.OnEvent = f.event
 	report, err := qemu.Run(ctx, cfg)
 	f.close()
+	if report == nil {
+		return errors.Join(err, folder.undo())
+	}
+	facts.take(report)
+	err = errors.Join(err, folder.finish(facts))
+	if to.trace != "" {
+		err = errors.Join(err, std.writeTrace(to.trace, runOf(report)))
+	}
 	if err != nil {
 		return err
 	}
@@ -159,17 +192,31 @@ func runOn(ctx context.Context, cfg qemu.Config, doc *manifest.Manifest, facts r
 			std.say("%s", explain(d, facts))
 		}
 	}
-	if asJSON {
-		facts.Outcome, facts.Result, facts.Receipt, facts.Log = report.Outcome, report.ResultPath, report.ReceiptPath, report.LogPath
-		facts.Console, facts.Command = report.ConsolePath, report.Command
+	for _, p := range report.Partial {
+		std.say("kept what came of %s before it broke off", p)
+	}
+	if to.asJSON {
 		if err := std.json(facts); err != nil {
 			return err
 		}
+	} else if _, err := fmt.Fprint(std.out, runOf(report).Table()); err != nil {
+		return err
 	}
 	if report.LogPath != "" {
 		std.say("not every sink took the result; which and why is in the owner's log, %s (ampoule open)", report.LogPath)
 	}
 	return outcomeError(report)
+}
+
+// earlier prints what a run that has finished before came to, and ends as it did.
+func (s stdio) earlier(f *runFacts, out string, asJSON bool) error {
+	s.say("this computation has run in %s already and ended with %s; nothing was started (--again runs it anew)", out, f.Outcome.Reason)
+	if asJSON {
+		if err := s.json(f); err != nil {
+			return err
+		}
+	}
+	return outcomeError(&qemu.Report{Outcome: f.Outcome, ResultPath: f.Result, ReceiptPath: f.Receipt, LogPath: f.Log, ConsolePath: f.Console, Command: f.Command})
 }
 
 // checkSwap holds the size of a disk, MiB, against what the image's command line says of one: both or neither.
@@ -204,7 +251,15 @@ type runFacts struct {
 	Log         string               `json:"log,omitempty"` // of a run whose result did not go everywhere
 	Console     string               `json:"console,omitempty"`
 	Command     string               `json:"command,omitempty"`
+	Partial     []string             `json:"partial,omitempty"` // what came of an artefact that broke off
+	Timeline    []timeline.Span      `json:"timeline,omitempty"`
+	Earlier     bool                 `json:"earlier,omitempty"` // all this is of a run before, and nothing was started
 	Denials     []kbsserver.Decision `json:"denials,omitempty"` // by the embedded broker, with --broker-log
+}
+
+func (f *runFacts) take(r *qemu.Report) {
+	f.Outcome, f.Result, f.Receipt, f.Log, f.Partial = r.Outcome, r.ResultPath, r.ReceiptPath, r.LogPath, r.Partial
+	f.Console, f.Command, f.Timeline = r.ConsolePath, r.Command, runOf(r).Spans()
 }
 
 // haveFirmware refuses a missing image before anything that takes long.

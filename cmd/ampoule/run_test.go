@@ -17,12 +17,19 @@ import (
 	"github.com/ampoule-vm/ampoule/mkimage"
 )
 
+// fakeImage makes a folder that looks like a simulation image, and a manifest.
+func fakeImage(t *testing.T) (dir, job, line string, raw []byte) {
+	t.Helper()
+	dir = t.TempDir()
+	line = writeImage(t, dir, mkimage.Info{Profile: cmdline.Simulation, Allow: []string{"http"}}, cmdline.Options{Allow: cmdline.Allow{"http": true}})
+	raw, job = writeJob(t, dir)
+	return dir, job, line, raw
+}
+
 // TestDryRun prints what a policy has to allow, and starts nothing: there is no QEMU to find.
 func TestDryRun(t *testing.T) {
 	t.Setenv("PATH", "")
-	dir := t.TempDir()
-	line := writeImage(t, dir, mkimage.Info{Profile: cmdline.Simulation, Allow: []string{"http"}}, cmdline.Options{Allow: cmdline.Allow{"http": true}})
-	raw, job := writeJob(t, dir)
+	dir, job, line, raw := fakeImage(t)
 	out := filepath.Join(dir, "out")
 	var stdout, stderr bytes.Buffer
 	code := dispatch(t.Context(), []string{"run", "--image", dir, "--manifest", job, "--out", out, "--psp", filepath.Join(dir, "psp"),

@@ -80,7 +80,7 @@ func TestVsockClient(t *testing.T) {
 		}
 	}))
 	defer s.Close()
-	c := client(func(ctx context.Context) (net.Conn, error) {
+	c := HostClient(func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", s.Listener.Addr().String())
 	})
 	for _, tc := range []struct{ url, err string }{

@@ -32,8 +32,8 @@ var settings = []setting{
 	{"net/core/bpf_jit_harden", "2", true},
 	{"kernel/io_uring_disabled", "2", true},
 	{"vm/unprivileged_userfaultfd", "0", true},
-	// The sandbox is made by root before it drops its capabilities; a workload has no use for a user namespace.
-	{"user/max_user_namespaces", "0", true},
+	// The workload is in the one that there can be, which counts as root's: nobody in it can make another.
+	{"user/max_user_namespaces", "1", false},
 	{"kernel/unprivileged_userns_clone", "0", true}, // Debian's kernels
 	{"kernel/sysrq", "0", true},
 

@@ -48,7 +48,7 @@ func TestSettingsThatNoKernelMayLack(t *testing.T) {
 			t.Errorf("path %q", s.path)
 		}
 	}
-	want := []string{"kernel/kptr_restrict=2", "kernel/dmesg_restrict=1", "kernel/randomize_va_space=2", "kernel/yama/ptrace_scope=3", "fs/suid_dumpable=0"}
+	want := []string{"kernel/kptr_restrict=2", "kernel/dmesg_restrict=1", "kernel/randomize_va_space=2", "user/max_user_namespaces=1", "kernel/yama/ptrace_scope=3", "fs/suid_dumpable=0"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("mandatory settings (-want +got):\n%s", diff)
 	}

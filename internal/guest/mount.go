@@ -38,19 +38,23 @@ func (m MountPoint) String() string {
 
 const sealed = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 
-// rootMount is what PID 1 moves to. Its size is the budget for everything a computation unpacks or writes: nine
+// WorkDir is where images, results and scratch are.
+const WorkDir = "/work"
+
+// workMount has images, results and scratch. Its size is the budget for everything a computation unpacks or writes: nine
 // tenths of the RAM, since nothing but PID 1 and the workload needs any. Programs may be run from it, for images are
-// unpacked there.
-var rootMount = MountPoint{"tmpfs", "/", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755,size=90%"}
+// unpacked there. It is a file system of its own so that it can be discarded at once.
+var workMount = MountPoint{"tmpfs", WorkDir, unix.MS_NOSUID | unix.MS_NODEV, "mode=0700,size=90%"}
 
 // Mounts lists every file system of the machine, in the order in which Mount makes them.
 func Mounts() []MountPoint {
 	return []MountPoint{
-		rootMount,
+		{"tmpfs", "/", sealed, "mode=0755,size=16m"}, // what PID 1 moves to: folders, and files of names and addresses
 		{"proc", "/proc", sealed, "hidepid=invisible"},
 		{"sysfs", "/sys", sealed | unix.MS_RDONLY, ""},
 		{"devtmpfs", "/dev", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0755"},
 		{"tmpfs", "/run", sealed, "mode=0755,size=16m"},
+		workMount,
 		{"configfs", "/sys/kernel/config", sealed, ""},
 		{"securityfs", "/sys/kernel/security", sealed, ""},
 		{"cgroup2", "/sys/fs/cgroup", sealed, "nsdelegate"},
@@ -64,11 +68,10 @@ var directories = []struct {
 }{
 	{"/etc", 0o755},
 	{"/tmp", 0o700},
-	{"/work", 0o700}, // images, results, scratch
 }
 
 // controllers are those that the workload's cgroup needs; each must be in the kernel.
-const controllers = "+memory +pids"
+const controllers = "+memory +pids +cpu"
 
 const newRoot = "/newroot"
 
@@ -104,6 +107,23 @@ func Mount() error {
 		}
 	}
 	return writeFile("/sys/fs/cgroup/cgroup.subtree_control", controllers)
+}
+
+// Discard unmounts file systems, given the inner ones first, and so frees all memory that they had. One that something still uses goes
+// later, with its last user, and is an error. A directory that none is mounted on is none.
+func Discard(dirs ...string) error {
+	var last error
+	for _, dir := range dirs {
+		switch err := unix.Unmount(dir, 0); err {
+		case nil, unix.EINVAL, unix.ENOENT:
+		case unix.EBUSY:
+			unix.Unmount(dir, unix.MNT_DETACH)
+			fallthrough
+		default:
+			last = fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
+	return last
 }
 
 type mountFunc func(source, target, fstype string, flags uintptr, data string) error

@@ -17,11 +17,12 @@ func TestMountsAreTheseAndNoOthers(t *testing.T) {
 		got = append(got, m.String())
 	}
 	want := []string{
-		"tmpfs on / (rw,nosuid,nodev,mode=0755,size=90%)",
+		"tmpfs on / (rw,nosuid,nodev,noexec,mode=0755,size=16m)",
 		"proc on /proc (rw,nosuid,nodev,noexec,hidepid=invisible)",
 		"sysfs on /sys (ro,nosuid,nodev,noexec)",
 		"devtmpfs on /dev (rw,nosuid,noexec,mode=0755)",
 		"tmpfs on /run (rw,nosuid,nodev,noexec,mode=0755,size=16m)",
+		"tmpfs on /work (rw,nosuid,nodev,mode=0700,size=90%)",
 		"configfs on /sys/kernel/config (rw,nosuid,nodev,noexec)",
 		"securityfs on /sys/kernel/security (rw,nosuid,nodev,noexec)",
 		"cgroup2 on /sys/fs/cgroup (rw,nosuid,nodev,noexec,nsdelegate)",
@@ -61,6 +62,31 @@ func TestMountAll(t *testing.T) {
 	err = mountAll(dir, []MountPoint{{"nofs", "/no/parent", 0, ""}}, nil)
 	if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "is nofs in the kernel?") {
 		t.Errorf("missing mount point: %v", err)
+	}
+}
+
+func TestDiscard(t *testing.T) {
+	outer := t.TempDir()
+	if err := unix.Mount("tmpfs", outer, "tmpfs", 0, ""); err != nil {
+		t.Skip("mounting needs root:", err)
+	}
+	inner := filepath.Join(outer, "inner")
+	if err := errors.Join(os.Mkdir(inner, 0o755), unix.Mount("tmpfs", inner, "tmpfs", 0, "")); err != nil {
+		t.Fatal(err)
+	}
+	open, err := os.Create(filepath.Join(outer, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Discard(inner, outer); !errors.Is(err, unix.EBUSY) || strings.Contains(err.Error(), inner) {
+		t.Errorf("with a file that is open: %v", err)
+	}
+	open.Close()
+	if left, err := os.ReadDir(outer); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if err := Discard(outer, filepath.Join(outer, "none")); err != nil {
+		t.Errorf("of nothing: %v", err)
 	}
 }
 

@@ -94,7 +94,7 @@ func Swap(ctx context.Context, device string, free int64) (int64, error) {
 	if err := swapOn(path); err != nil {
 		return 0, fmt.Errorf("swap on %s: swapon %s: %w", disk, path, err)
 	}
-	return size, growRoot(room - min(room/2, ownMemory) + size)
+	return size, growWork(room - min(room/2, ownMemory) + size)
 }
 
 // swapSize is how much of a disk of so many bytes serves a machine with ram bytes of memory.
@@ -292,9 +292,9 @@ func leaveHeadroom(max int64) error {
 	return nil
 }
 
-// growRoot lets the file system that everything is unpacked to hold so many bytes.
-func growRoot(bytes int64) error {
-	m := rootMount
+// growWork lets the file system that everything is unpacked to hold so many bytes.
+func growWork(bytes int64) error {
+	m := workMount
 	data := "size=" + strconv.FormatInt(bytes, 10)
 	if err := unix.Mount("", m.Target, "", m.Flags|unix.MS_REMOUNT, data); err != nil {
 		return fmt.Errorf("remount %s with %s: %w", m.Target, data, err)

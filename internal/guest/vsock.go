@@ -13,10 +13,9 @@ import (
 // VsockHost is the host part of every URL for VsockClient.
 const VsockHost = "host"
 
-// VsockClient speaks HTTP/1.1 to one port of the host (CID 2). Only requests to http://host/ are carried; redirects
-// are refused, so are answers with more than 64 KiB of header. Bodies are the caller's to bound, time is ctx's.
+// VsockClient speaks to one port of the host (CID 2): see HostClient.
 func VsockClient(port uint32) *http.Client {
-	return client(func(ctx context.Context) (net.Conn, error) {
+	return HostClient(func(ctx context.Context) (net.Conn, error) {
 		c, err := vsock.DialContext(ctx, vsock.Host, port, nil)
 		if err != nil {
 			return nil, err // not c: a nil *vsock.Conn in the interface is not nil
@@ -25,7 +24,9 @@ func VsockClient(port uint32) *http.Client {
 	})
 }
 
-func client(dial func(context.Context) (net.Conn, error)) *http.Client {
+// HostClient speaks HTTP/1.1 to a host, over connections that dial makes. Only requests to http://host/ are carried; redirects are
+// refused, so are answers with more than 64 KiB of header. Bodies are the caller's to bound, time is ctx's.
+func HostClient(dial func(context.Context) (net.Conn, error)) *http.Client {
 	var h1 http.Protocols
 	h1.SetHTTP1(true)
 	return &http.Client{

@@ -17,6 +17,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(load(f, name))
 	}
 	f.Add([]byte(own(`,"args":["\ud83d\ude00\n"],"env":{"A":"\u0041"},"network":"none"`)))
+	f.Add([]byte(own(`,"network":{"egress":["api.example:443","[2001:db8::/32]:8443"]}`)))
 	f.Add([]byte(own(`,"kbs_url":"https://k.example","images":{"policy":{"default":[{"type":"sigstoreSigned","keyPath":"kbs:///a/b/c"}]},"lookaside":{"r.example/x":"https://s.example"}}`)))
 	f.Add([]byte(encrypted("kbs://k.example/a/b/c", `,"kbs_url":"https://k.example","guest_api":{"resources":["kbs:///a/b/c",{"kbs":"https://l.example","path":"a/b/d"}],"token":true},"files":[{"path":"/x","value":"sealed.a.b.c"}],"images":{"policy":"a/b/c"}`)))
 	f.Add([]byte(`{"version":1,"a":1,"A":2,"algorithm":{}}`))

@@ -25,7 +25,7 @@ func TestGrantsAreRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &Manifest{
-		Spelling: Own, Network: "none", Logs: "sealed",
+		Spelling: Own, Logs: "sealed",
 		Algorithm: Resource{Type: "oci-image", URI: pinnedURI},
 		Workload: Workload{Kind: "oci", Env: map[string]string{"PASSWORD": "sealed.a.b.c"}, SealedBroker: "https://one.example",
 			Files: []File{{"/run/secrets/x", "two\nlines\x00"}, {"/etc/app.conf", ""}, {"/run/secrets/y", "sealed.d.e.f"}}},

@@ -48,7 +48,7 @@ type Manifest struct {
 	Algorithm     Resource
 	Datasets      []Resource
 	Workload      Workload
-	Network       string // "none"
+	Egress        []Egress // where the workload may connect to; none: loopback only
 	Resources     Resources
 	Results       Results
 	GuestAPI      GuestAPI
@@ -132,7 +132,9 @@ func (g GuestAPI) Granted() bool { return len(g.Resources) > 0 || g.Token || g.E
 type Resources struct {
 	MemoryBytes, PIDs, DiskBytes int64
 	InputBytes                   int64 // of all inputs, unpacked
+	CPUs                         int64 // as much time as so many give
 	Deadline                     time.Duration
+	Grace                        time.Duration // from SIGTERM, at the deadline, to SIGKILL; at most MaxGrace
 }
 
 // Results says what becomes of the workload's output.
@@ -201,7 +203,6 @@ func parse(b []byte, allow func(string) bool) (*Manifest, []*node, error) {
 		return nil, nil, r.problems
 	}
 	m := &Manifest{
-		Network:  defaultNetwork,
 		Workload: Workload{Kind: defaultKind},
 		Results:  Results{Path: ResultsPath, LimitBytes: DefaultLimit, Sinks: []Sink{{Type: defaultSink, Deadline: sinkDeadline}}},
 		Logs:     defaultLogs,

@@ -62,7 +62,7 @@ func unhex(s string) []byte {
 
 func TestParseReadsAllSpellings(t *testing.T) {
 	defaults := Manifest{
-		Network: "none", Workload: Workload{Kind: "oci"}, Logs: "sealed",
+		Workload: Workload{Kind: "oci"}, Logs: "sealed",
 		Results: Results{Path: "/cocos/results", LimitBytes: DefaultLimit, Sinks: []Sink{{Type: VsockSink, Deadline: sinkDeadline}}},
 	}
 	remote, source, computation := defaults, defaults, defaults
@@ -120,8 +120,7 @@ func TestParseReadsOwnSpelling(t *testing.T) {
 		Datasets: []Resource{{Type: "oci-image", URI: "docker://[::1]:5000/data:v1@sha256:" + strings.Repeat("3", 64), Filename: "iris.csv",
 			SHA256: unhex(strings.Repeat("4", 64)), SHA3_256: unhex(strings.Repeat("5", 64))}},
 		Workload:   Workload{Kind: "oci", Args: []string{"--epochs", "7"}, Env: map[string]string{"SEED": "1", "seed": "2", "EMPTY": ""}, User: "nobody:nogroup", Cwd: "/cocos"},
-		Network:    "none",
-		Resources:  Resources{MemoryBytes: 1 << 30, PIDs: 64, DiskBytes: 64 << 20, InputBytes: 32 << 20, Deadline: 10 * time.Minute},
+		Resources:  Resources{MemoryBytes: 1 << 30, PIDs: 64, DiskBytes: 64 << 20, InputBytes: 32 << 20, CPUs: 2, Deadline: 10 * time.Minute, Grace: 30 * time.Second},
 		Results:    Results{Path: "/cocos/results", LimitBytes: 1 << 20, Recipients: []string{"age1qqqq", "ssh-ed25519 AAAA"}, Sinks: []Sink{{Type: VsockSink, Deadline: sinkDeadline}}},
 		Brokers:    []Broker{{URL: "https://kbs.example", SPKI: unhex(strings.Repeat("6", 64))}, {URL: "http://10.0.2.2:8080"}},
 		Registries: []Registry{{Host: "registry.example"}},

@@ -138,11 +138,7 @@ func (r *reader) workload(o *object, m *Manifest) {
 	default:
 		r.problem(o.path("workload"), "%.40q is unknown; want oci", k)
 	}
-	if n := o.members["network"]; n != nil && n.kind != '"' {
-		o.later("network") // an egress list
-	} else if s := o.text("network"); s != "" && s != "none" {
-		r.problem(o.path("network"), "%.80q: not supported in this build; want none", s)
-	}
+	r.network(o, m)
 	w.Args = o.texts("args")
 	w.User, w.Cwd = o.text("user"), o.text("cwd")
 	if w.User != "" && (strings.Count(w.User, ":") > 1 || !word(strings.Replace(w.User, ":", "", 1), alnum+"_.-", "") || strings.HasSuffix(w.User, ":") || strings.HasPrefix(w.User, ":")) {
@@ -174,13 +170,9 @@ func (r *reader) limits(o *object, m *Manifest) {
 	o.number("pids", &l.PIDs, 1, 1<<22)
 	o.number("input_bytes", &l.InputBytes, 1<<20, 1<<50)
 	o.number("disk_bytes", &l.DiskBytes, 1<<20, 1<<50)
-	if s := o.text("deadline"); s != "" {
-		d, err := time.ParseDuration(s)
-		if err != nil || d < time.Second || d > 30*24*time.Hour {
-			r.problem(o.path("deadline"), "%.40q: want 1s to 720h, as in 10m", s)
-		}
-		l.Deadline = d
-	}
+	o.number("cpus", &l.CPUs, 1, 1<<12)
+	l.Deadline, l.Grace = r.duration(o, "deadline", 30*24*time.Hour, "720h"), r.duration(o, "grace", MaxGrace, "10m")
+	r.together(o, m)
 	o.done()
 }
 

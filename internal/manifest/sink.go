@@ -82,7 +82,9 @@ func (r *reader) sink(n *node, m *Manifest, general []string) (s Sink, ok bool) 
 	}
 	before := len(r.problems)
 	o := r.object(n)
-	s.Deadline = r.duration(o, "deadline", time.Second, sinkDeadline, sinkDeadline)
+	if d := r.duration(o, "deadline", sinkDeadline, "20m"); d > 0 {
+		s.Deadline = d
+	}
 	to, upload := o.get("to", '"'), o.member("upload")
 	switch {
 	case (to == nil) == (upload == nil):
@@ -130,18 +132,6 @@ func uploadTo(url string) []byte {
 	e.SetEscapeHTML(false)
 	_ = e.Encode(map[string]string{"url": url}) // of a string there is no error
 	return bytes.TrimSpace(b.Bytes())
-}
-
-func (r *reader) duration(o *object, name string, low, high, absent time.Duration) time.Duration {
-	if !o.has(name) {
-		return absent
-	}
-	s := o.text(name)
-	d, err := time.ParseDuration(s)
-	if err != nil || d < low || d > high {
-		r.problem(o.path(name), "%.40q: want %v to %v, as in 10m", s, low, high)
-	}
-	return d
 }
 
 // recipientOf is a PKIX key in DER as recipients have it.

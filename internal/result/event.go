@@ -3,12 +3,15 @@ package result
 import (
 	"fmt"
 	"slices"
+	"strconv"
+	"unicode/utf8"
 )
 
 // The kinds of event.
 const (
 	StepEvent     = "step"     // a step began or ended
 	ProgressEvent = "progress" // how far one input is
+	OutputEvent   = "output"   // what the workload wrote, where the manifest opens it
 	OutcomeEvent  = "outcome"  // how the run ended; the last of its kind, sent at most once
 )
 
@@ -26,6 +29,15 @@ const (
 	Verified = "verified" // the last: all of it is unpacked, and every check held
 )
 
+// The streams of a workload.
+const (
+	Stdout = "stdout"
+	Stderr = "stderr"
+)
+
+// MaxOutputText is the most text of one output event, bytes.
+const MaxOutputText = 16 << 10
+
 // MaxInputs is the number of inputs from which on ParseEvent refuses an index.
 const MaxInputs = 1 << 16
 
@@ -33,7 +45,8 @@ const MaxInputs = 1 << 16
 const MaxEventLine = 64 << 10
 
 // An Event is one line of NDJSON on POST /v1/events and one entry of a receipt's timeline. It carries nothing that an
-// untrusted host may not know: names of steps, reasons, counts and durations.
+// untrusted host may not know: names of steps, reasons, counts and durations, and text only where the manifest opens
+// the workload's output. docs/events.schema.json says the same to other languages.
 type Event struct {
 	Time    int64  `json:"t_us"`              // µs since the kernel booted
 	Event   string `json:"event"`             // StepEvent, ProgressEvent or OutcomeEvent
@@ -44,8 +57,10 @@ type Event struct {
 	Micros  int64  `json:"us,omitempty"`      // how long the step took, µs; of progress: since the pull began
 	Reason  Reason `json:"reason,omitempty"`  // of an outcome and of a failed step
 	Exit    *int   `json:"exit,omitempty"`    // of an outcome: the workload's status, 0 to 255, if it ended by itself
-	Bytes   int64  `json:"bytes,omitempty"`   // of progress: fetched so far; more than Total if some were fetched again
+	Bytes   int64  `json:"bytes,omitempty"`   // of progress: fetched so far; more than Total if some were fetched again. Of output: of the stream, up to Text's end
 	Total   int64  `json:"total,omitempty"`   // of progress: bytes to fetch, 0 if unknown
+	Stream  string `json:"stream,omitempty"`  // of output: Stdout or Stderr
+	Text    string `json:"text,omitempty"`    // of output: as Printable gives it; empty where only Bytes is news
 	Profile string `json:"profile,omitempty"` // production or simulation
 }
 
@@ -97,6 +112,14 @@ func (e Event) check() error {
 		if !name(e.Phase) {
 			return fmt.Errorf("phase %.40q; want lower-case letters, digits and dashes", e.Phase)
 		}
+	case OutputEvent:
+		if e.Step == "" || e.State != "" || e.Reason != "" || e.Exit != nil || e.Input != nil || e.Phase != "" || e.Total != 0 || e.Micros != 0 ||
+			e.Stream != Stdout && e.Stream != Stderr || e.Bytes < max(1, int64(len(e.Text))) {
+			return fmt.Errorf("members that do not suit output")
+		}
+		if len(e.Text) > MaxOutputText || Printable([]byte(e.Text)) != e.Text {
+			return fmt.Errorf("text of %d bytes, more than %d or not printable", len(e.Text), MaxOutputText)
+		}
 	case OutcomeEvent:
 		if e.State != "" || e.progress() || e.Reason == "" {
 			return fmt.Errorf("members that do not suit an outcome")
@@ -105,6 +128,8 @@ func (e Event) check() error {
 		return fmt.Errorf("%.40q is not an event", e.Event)
 	}
 	switch {
+	case e.Event != OutputEvent && (e.Stream != "" || e.Text != ""):
+		return fmt.Errorf("members that suit only output")
 	case e.Step != "" && !name(e.Step):
 		return fmt.Errorf("step %.40q; want lower-case letters, digits and dashes", e.Step)
 	case e.Profile != "" && !name(e.Profile):
@@ -117,6 +142,24 @@ func (e Event) check() error {
 		return fmt.Errorf("exit status %d; want 0 to 255", *e.Exit)
 	}
 	return nil
+}
+
+// Printable is text that moves no cursor, of as many bytes: lines, tabs, and characters that print. A carriage return
+// becomes the end of its line, each other byte a question mark.
+func Printable(text []byte) string {
+	b := slices.Clone(text)
+	for i := 0; i < len(b); {
+		r, n := utf8.DecodeRune(b[i:])
+		switch {
+		case r == '\r':
+			b[i] = '\n'
+		case r == '\n' || r == '\t' || strconv.IsPrint(r) && (r != utf8.RuneError || n > 1):
+		default:
+			copy(b[i:], "????"[:n])
+		}
+		i += n
+	}
+	return string(b)
 }
 
 // progress reports whether a member is there that only progress has.

@@ -11,8 +11,8 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/result"
 )
 
-// How many events wait for a host that does not read. Later ones are dropped: progress first, so that it does not
-// displace the steps, and an outcome never.
+// How many events wait for a host that does not read. Later ones are dropped: progress and output first, so that they do
+// not displace the steps, and an outcome never.
 const (
 	maxQueued   = 256
 	maxProgress = 128
@@ -60,7 +60,8 @@ func (v *Vsock) postEvents(ctx context.Context, body io.Reader) error {
 func (s *EventStream) Send(e result.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	full := len(s.queue) >= maxQueued && e.Event != result.OutcomeEvent || len(s.queue) >= maxProgress && e.Event == result.ProgressEvent
+	minor := e.Event == result.ProgressEvent || e.Event == result.OutputEvent
+	full := len(s.queue) >= maxQueued && e.Event != result.OutcomeEvent || len(s.queue) >= maxProgress && minor
 	if s.closing || full {
 		s.dropped++
 		return

@@ -27,6 +27,8 @@ func host(t *testing.T, handler http.HandlerFunc) *Vsock {
 
 var progress = result.Event{Event: result.ProgressEvent, Step: "pull", Input: new(0), Phase: result.Pulling, Bytes: 1}
 
+var output = result.Event{Event: result.OutputEvent, Step: "execute", Stream: result.Stdout, Bytes: 1, Text: "a"}
+
 func step(name string) result.Event {
 	return result.Event{Event: result.StepEvent, Step: name, State: result.Start}
 }
@@ -126,8 +128,8 @@ func TestEventsNeverHoldUpTheBoot(t *testing.T) {
 		es.Send(step("in-flight"))
 		synctest.Wait()
 		begin := time.Now()
-		for range maxProgress + 5 {
-			es.Send(progress)
+		for i := range maxProgress + 5 {
+			es.Send([]result.Event{progress, output}[i%2])
 		}
 		for range maxQueued - maxProgress + 3 {
 			es.Send(step("pull"))
@@ -137,7 +139,7 @@ func TestEventsNeverHoldUpTheBoot(t *testing.T) {
 			t.Errorf("Send took %v", took)
 		}
 		if n := es.Dropped(); n != 5+3 {
-			t.Errorf("%d dropped, want 5 of progress and 3 steps", n)
+			t.Errorf("%d dropped, want 5 of progress and output, and 3 steps", n)
 		}
 		close(s.resume)
 		if err := es.Close(t.Context()); err != nil {

@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,11 +29,10 @@ func TestTheProgramFetchesAResource(t *testing.T) {
 		Resource:  func(_ context.Context, path string) ([]byte, error) { return []byte("bytes of " + path), nil },
 	}
 	var addr, ended string
-	s.Listen = "127.0.0.1:8006"
-	s.Serve = func(l net.Listener) {
+	s.Services = []Service{{"127.0.0.1:8006", func(l net.Listener) {
 		addr = l.Addr().String()
 		ended = fmt.Sprint(api.Serve(t.Context(), l))
-	}
+	}}}
 	mustRun(t, s, Outcome{})
 	var got map[string]string
 	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
@@ -46,10 +47,10 @@ func TestTheProgramFetchesAResource(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
-	if addr != s.Listen || !strings.Contains(ended, net.ErrClosed.Error()) {
+	if addr != "127.0.0.1:8006" || !strings.Contains(ended, net.ErrClosed.Error()) {
 		t.Errorf("served at %s until %s", addr, ended)
 	}
-	if c, err := net.Dial("tcp", s.Listen); err == nil {
+	if c, err := net.Dial("tcp", addr); err == nil {
 		c.Close()
 		t.Error("the address is served outside of the sandbox")
 	}
@@ -66,15 +67,16 @@ func TestNothingListensUngranted(t *testing.T) {
 
 // The listener is the machine's: the program has no descriptor of it.
 func TestTheProgramHasNoListener(t *testing.T) {
-	for _, listen := range []string{"127.0.0.1:8006", "[::1]:80"} {
-		s, stdout, _ := sandbox(t, "facts")
-		s.Listen, s.Serve = listen, func(l net.Listener) { // which nobody answers
-			for {
-				if _, err := l.Accept(); err != nil {
-					return
-				}
+	nobody := func(l net.Listener) {
+		for {
+			if _, err := l.Accept(); err != nil {
+				return
 			}
 		}
+	}
+	for _, listen := range [][]Service{{{"127.0.0.1:8006", nobody}}, {{"[::1]:80", nobody}, {"127.69.0.1:443", nobody}}} {
+		s, stdout, _ := sandbox(t, "facts")
+		s.Services = listen
 		mustRun(t, s, Outcome{})
 		var f facts
 		if err := json.Unmarshal(stdout.Bytes(), &f); err != nil {
@@ -86,7 +88,7 @@ func TestTheProgramHasNoListener(t *testing.T) {
 			}
 		}
 		if want := []string{"0 /dev/null", "1 pipe", "2 pipe"}; !slices.Equal(f.Descriptors, want) {
-			t.Errorf("%s: descriptors %q, want %q", listen, f.Descriptors, want)
+			t.Errorf("%v: descriptors %q, want %q", listen, f.Descriptors, want)
 		}
 	}
 }
@@ -95,31 +97,72 @@ func TestServingEndsWhereNoProgramStarts(t *testing.T) {
 	s, _, _ := sandbox(t)
 	s.Args = []string{"/no/such"}
 	served := false
-	s.Listen, s.Serve = "127.0.0.1:8006", func(l net.Listener) { served = true; l.Accept() }
+	s.Services = []Service{{"127.0.0.1:8006", func(l net.Listener) { served = true; l.Accept() }}}
 	if _, err := run(t, t.Context(), s); !errors.Is(err, ErrProgram) || !served {
 		t.Errorf("%v (served: %v), want that there is no program", err, served)
 	}
 
 	s, _, _ = sandbox(t, "exit", "0")
 	s.Root = filepath.Join(s.Root, "gone")
-	s.Listen, s.Serve = "127.0.0.1:8006", func(l net.Listener) { l.Accept() }
+	s.Services = []Service{{"127.0.0.1:8006", func(l net.Listener) { l.Accept() }}}
 	if _, err := run(t, t.Context(), s); err == nil || !strings.Contains(err.Error(), "sandbox: root: overlay") {
 		t.Errorf("%v, want that there is no root", err)
 	}
 }
 
 func TestAddressesThatAreRefused(t *testing.T) {
-	for _, listen := range []string{"0.0.0.0:8006", "10.0.0.1:80", "127.0.0.1:0", "127.0.0.1", "localhost:80", ":80", "[::ffff:127.0.0.1]:80"} {
-		s := Spec{Args: []string{"x"}, UID: 1, GID: 1, Listen: listen, Serve: func(net.Listener) {}}
-		if err := s.check(); err == nil || !strings.Contains(err.Error(), "want a loopback address") {
+	for _, listen := range []string{"0.0.0.0:8006", "[::]:80", "[2001:db8::7]:80", "224.0.0.1:80", "[fe80::1%lo]:80", "127.0.0.1:0", "127.0.0.1", "localhost:80", ":80", "[::ffff:127.0.0.1]:80"} {
+		s := Spec{Args: []string{"x"}, UID: 1, GID: 1, Services: []Service{{listen, func(net.Listener) {}}}}
+		if err := s.check(); err == nil || !strings.Contains(err.Error(), "want an IPv4 address or ::1") {
 			t.Errorf("%s: %v", listen, err)
 		}
 	}
-	for _, s := range []Spec{{Listen: "127.0.0.1:80"}, {Serve: func(net.Listener) {}}} {
-		s.Args, s.UID, s.GID = []string{"x"}, 1, 1
-		if err := s.check(); err == nil || !strings.Contains(err.Error(), "both of Listen and Serve") {
-			t.Errorf("%+v: %v", s, err)
+	s := Spec{Args: []string{"x"}, UID: 1, GID: 1, Services: []Service{{Addr: "127.0.0.1:80"}}}
+	if err := s.check(); err == nil || !strings.Contains(err.Error(), "nobody serves 127.0.0.1:80") {
+		t.Error(err)
+	}
+	s.Services = make([]Service, maxServices+1)
+	if err := s.check(); err == nil || !strings.Contains(err.Error(), "129 services, at most 128") {
+		t.Error(err)
+	}
+}
+
+// Each address is served by its own, a low port too, and as many as there can be; the program can take none of them.
+func TestEachServiceHasItsAddress(t *testing.T) {
+	var services []Service
+	want := map[string]string{}
+	for i := range maxServices {
+		addr := fmt.Sprintf("127.69.%d.1:80", i)
+		services = append(services, Service{addr, func(l net.Listener) {
+			http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, i) }))
+		}})
+		want["http://"+addr] = fmt.Sprintf("200 %d <nil>", i)
+	}
+	// What is not loopback's is taken as it is, and no network around it.
+	for i, addr := range []string{"192.0.2.7:443", "192.0.2.7:80", "10.9.8.7:80", "[::1]:80"} {
+		delete(want, "http://"+services[i].Addr)
+		services[i].Addr = addr
+		want["http://"+addr] = fmt.Sprintf("200 %d <nil>", i)
+	}
+	for addr, said := range map[string]string{"192.0.2.7:81": "refused", "192.0.2.8:80": "unreachable", "10.9.8.8:80": "unreachable", "[2001:db8::8]:80": "unreachable"} {
+		want["http://"+addr] = said
+	}
+	s, stdout, stderr := sandbox(t, append([]string{"fetch"}, slices.Collect(maps.Keys(want))...)...)
+	s.Services = services
+	mustRun(t, s, Outcome{})
+	var got map[string]string
+	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, stdout, stderr)
+	}
+	for url, said := range got {
+		for _, failure := range []string{"refused", "unreachable"} {
+			if strings.HasSuffix(said, failure) {
+				got[url] = failure
+			}
 		}
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
 	}
 }
 

@@ -16,11 +16,11 @@ import (
 const (
 	specFD  = 3
 	faultFD = 4
-	passFD  = 5 // there only if Spec.Listen is set
+	passFD  = 5 // there only if there are Spec.Services
 )
 
-// What the stub says on faultFD: ready just before it becomes the program, which closes the descriptor; else why there
-// is no sandbox, or, after programFault, no program.
+// What the stub says on faultFD: ready when the program begins, and how it ended when it has; else why there is no
+// sandbox, or, after programFault, no program.
 const (
 	ready        = "ready\n"
 	programFault = "program: "
@@ -30,11 +30,12 @@ const (
 const maxFault = 4 << 10
 
 // pipes are the stub's files: /dev/null, stdout, stderr, the spec, one for its fault, and one on which it passes its
-// listener.
+// listeners.
 type pipes struct {
 	null               *os.File
 	out, err, spec, up pipe
 	pass               pipe // a pair of sockets; empty if nothing is to be passed
+	cgroup             int  // the stub's descriptor of the workload's; 0: none
 	copied             chan struct{}
 	copiers            int
 }
@@ -93,35 +94,49 @@ func (p *pipes) close() {
 	}
 }
 
-// talk starts to copy the output and sends the spec, which is never in argv or the environment. The channel gives nil
-// if the stub has become the program, else why not; the stub must have ended, or become the program, for it to give
-// anything.
-func (p *pipes) talk(s Spec) <-chan error {
+// talk starts to copy the output and sends the spec, which is never in argv or the environment. The channel gives what
+// the stub has said once it has ended.
+func (p *pipes) talk(s Spec) <-chan account {
 	p.copy(s.Stdout, p.out.r)
 	p.copy(s.Stderr, p.err.r)
-	fault := make(chan error, 1)
+	told := make(chan account, 1)
 	go func() {
-		sent := json.NewEncoder(p.spec.w).Encode(orderOf(s))
+		o := orderOf(s)
+		o.Cgroup = p.cgroup
+		sent := json.NewEncoder(p.spec.w).Encode(o)
 		p.spec.w.Close()
 		said, err := io.ReadAll(io.LimitReader(p.up.r, maxFault))
-		fault <- verdict(string(said), errors.Join(sent, err))
+		told <- judge(string(said), errors.Join(sent, err))
 	}()
-	return fault
+	return told
 }
 
-// verdict reads what the stub said.
-func verdict(said string, err error) error {
-	text, became := strings.CutPrefix(said, ready)
-	if became && text == "" {
-		return nil
+// An account is what a stub says: err, why there was no program, or that there was one, and how it ended if it has.
+type account struct {
+	err    error
+	ending *ending
+}
+
+// judge reads what the stub said.
+func judge(said string, err error) account {
+	text, began := strings.CutPrefix(said, ready)
+	if began && text == "" {
+		return account{}
 	}
-	if text, ok := strings.CutPrefix(text, programFault); ok {
-		return fmt.Errorf("%w: %s", ErrProgram, text)
+	if fault, ok := strings.CutPrefix(text, programFault); ok {
+		return account{err: fmt.Errorf("%w: %s", ErrProgram, fault)}
+	}
+	if began {
+		e, err := parseEnding(text)
+		if err != nil {
+			return account{err: err}
+		}
+		return account{ending: &e}
 	}
 	if text == "" {
 		text = "the stub ended without a word"
 	}
-	return errors.Join(fmt.Errorf("sandbox: %s", text), err)
+	return account{err: errors.Join(fmt.Errorf("sandbox: %s", text), err)}
 }
 
 // copy goes on to read where w fails, for a full pipe would stop the program.

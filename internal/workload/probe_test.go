@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -54,6 +56,32 @@ func probe(args []string) int {
 		fmt.Print(strings.Repeat(args[1]+"\n", 100_000))
 	case "hang":
 		forever()
+	case "tidy": // on SIGTERM, as args[1] says
+		stop := make(chan os.Signal, 1)
+		signal.Notify(stop, unix.SIGTERM)
+		fmt.Println("ready")
+		<-stop
+		fmt.Println("stopped")
+		if args[1] == "never" {
+			forever()
+		}
+		n, _ := strconv.Atoi(args[1])
+		return n
+	case "wait": // for SIGTERM, without a handler
+		fmt.Println("ready")
+		unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGTERM), uintptr(unsafe.Pointer(&[4]uint64{})), 0, 8, 0, 0)
+		forever()
+	case "orphan": // a grandchild that ends when its parent has
+		if len(args) > 1 {
+			p, err := os.StartProcess("/proc/self/exe", []string{"probe", "exit", "0"}, &os.ProcAttr{})
+			if err == nil {
+				fmt.Println(p.Pid)
+			}
+			return 0
+		}
+		out, err := (&exec.Cmd{Path: "/proc/self/exe", Args: []string{"probe", "orphan", "here"}}).Output()
+		fmt.Print(string(out))
+		return orphaned(string(out), err)
 	case "brood": // children, grandchildren in sessions of their own; all hang
 		if n, _ := strconv.Atoi(args[1]); n > 0 {
 			for range 2 {
@@ -110,6 +138,21 @@ func probe(args []string) int {
 		return say(map[string]int64{"/tmp": fill("/tmp"), "/dev/shm": fill("/dev/shm"), "/cocos/results": fill("/cocos/results")})
 	}
 	return 0
+}
+
+// orphaned waits until nothing is left of a process that was not ours to wait for.
+func orphaned(pid string, err error) int {
+	n, bad := strconv.Atoi(strings.TrimSpace(pid))
+	if err != nil || bad != nil {
+		fmt.Println(err, bad)
+		return 1
+	}
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if unix.Kill(n, 0) == unix.ESRCH {
+			return 0
+		}
+	}
+	return 2
 }
 
 func fetch(url string) string {

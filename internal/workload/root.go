@@ -169,7 +169,8 @@ func mountDev(r *os.Root, o *order) error {
 // Files of /proc that tell of the machine, and folders of it that change it.
 var (
 	masked = []string{"kcore", "keys", "key-users", "kallsyms", "kmsg", "sysrq-trigger", "timer_list", "sched_debug",
-		"cmdline", "config.gz", "iomem", "ioports", "interrupts", "modules", "vmallocinfo", "kpagecount", "kpageflags", "kpagecgroup"}
+		"cmdline", "config.gz", "iomem", "ioports", "interrupts", "modules", "vmallocinfo", "kpagecount", "kpageflags", "kpagecgroup",
+		"swaps", "partitions", "diskstats", "slabinfo", "pagetypeinfo", "buddyinfo", "zoneinfo", "schedstat", "softirqs", "mtrr", "crypto", "consoles", "locks"}
 	readOnly = []string{"sys", "bus", "fs", "irq", "acpi", "scsi", "driver", "tty", "asound", "pressure"}
 )
 

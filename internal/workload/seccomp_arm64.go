@@ -7,4 +7,8 @@ const (
 	x32Bit    = 0 // there is one ABI
 )
 
-var deniedHere = []uint32{unix.SYS_KEXEC_FILE_LOAD}
+var allowedHere = []uint32{unix.SYS_FSTATAT}
+
+var refusedHere = []uint32{unix.SYS_KEXEC_FILE_LOAD}
+
+var checkedHere []check

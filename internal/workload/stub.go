@@ -27,13 +27,17 @@ type order struct {
 	UID, GID                              int
 	ScratchBytes                          int64
 	Files                                 []fileOrder
-	Listen                                string
+	Listen                                []string
+	Cgroup                                int  // a descriptor of the workload's, or 0
+	Strict                                bool // no wall may be missing: it is PID 1 that asks
 }
 
 func orderOf(s Spec) order {
 	o := order{Root: s.Root, Cwd: s.Cwd, Datasets: s.Datasets, Results: s.Results, Scratch: s.Scratch,
-		Args: s.Args, Env: s.Env, UID: s.UID, GID: s.GID, ScratchBytes: s.ScratchBytes,
-		Listen: s.Listen}
+		Args: s.Args, Env: s.Env, UID: s.UID, GID: s.GID, ScratchBytes: s.ScratchBytes, Strict: os.Getpid() == 1}
+	for _, v := range s.Services {
+		o.Listen = append(o.Listen, v.Addr)
+	}
 	for _, f := range s.Files {
 		o.Files = append(o.Files, fileOrder{f.Path, f.Data})
 	}
@@ -43,11 +47,11 @@ func orderOf(s Spec) order {
 	return o
 }
 
-// IsStub tells whether this process was started by Run.
-func IsStub() bool { return len(os.Args) == 1 && os.Args[0] == stubName }
+// IsStub tells whether this process was started by Run, or by the stub itself.
+func IsStub() bool { return len(os.Args) == 1 && (os.Args[0] == stubName || os.Args[0] == programName) }
 
-// Stub builds the sandbox around this process and becomes the workload. It does not return. A fault goes back to Run
-// through a pipe that closes itself when the workload begins.
+// Stub builds the sandbox around this process, starts the workload in it and waits for its end. It does not return.
+// What it has to say goes back to Run through a pipe.
 func Stub() {
 	// Capabilities, seccomp and no_new_privs belong to a thread; the one that execs is the one that counts, and the
 	// others end there.
@@ -55,7 +59,14 @@ func Stub() {
 	// What it needs must not depend on the number of CPUs: a collection would start threads for a quarter of them.
 	debug.SetGCPercent(-1)
 	up := os.NewFile(faultFD, "fault")
-	err := become(up)
+	do := sandboxed
+	if os.Args[0] == programName {
+		do = become
+	}
+	err := do(up)
+	if err == nil {
+		os.Exit(0)
+	}
 	if errors.Is(err, ErrProgram) {
 		fmt.Fprint(up, programFault)
 	}
@@ -63,36 +74,79 @@ func Stub() {
 	os.Exit(127)
 }
 
-// become is the sandbox, in the order in which it closes.
-func become(up io.Writer) error {
+func readOrder() (o order, err error) {
 	in := os.NewFile(specFD, "spec")
-	var o order
+	defer in.Close()
 	d := json.NewDecoder(io.LimitReader(in, maxSpec))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&o); err != nil {
-		return fmt.Errorf("read the spec: %w", err)
+		return o, fmt.Errorf("read the spec: %w", err)
 	}
-	in.Close()
-	for _, step := range []struct {
-		name string
-		do   func(*order) error
-	}{
-		{"close descriptors", closeDescriptors},
-		{"cgroup namespace", ownCgroup},
-		{"host name", func(*order) error { return unix.Sethostname([]byte("ampoule")) }},
-		{"loopback", func(*order) error { return loopbackUp() }},
-		{"listen", passListener},
-		{"root", makeRoot},
-		{"signals", func(*order) error { return defaultSignals() }},
-		{"limits", func(*order) error { return setLimits() }},
-		{"make the working directory", func(o *order) error { return asProgram(os.MkdirAll(o.Cwd, 0o755)) }},
-		{"privileges", dropPrivileges},
-		{"working directory", func(o *order) error { return asProgram(os.Chdir(o.Cwd)) }},
-		{"system calls", func(*order) error { return filterSyscalls() }},
-	} {
-		if err := step.do(&o); err != nil {
+	return o, nil
+}
+
+type sandboxStep struct {
+	name string
+	do   func(*order) error
+}
+
+func inOrder(o *order, steps []sandboxStep) error {
+	for _, step := range steps {
+		if err := step.do(o); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
+	}
+	return nil
+}
+
+// sandboxed is the sandbox, in the order in which it closes, and the life of the program in it.
+func sandboxed(up io.Writer) error {
+	stop := stopSignals()
+	o, err := readOrder()
+	if err != nil {
+		return err
+	}
+	if err := inOrder(&o, []sandboxStep{
+		{"close descriptors", closeDescriptors},
+		{"host name", func(*order) error { return unix.Sethostname([]byte("ampoule")) }},
+		{"loopback", func(*order) error { return loopbackUp() }},
+		{"listen", passListeners},
+		{"root", makeRoot},
+		{"groups", func(*order) error { return unix.Setgroups(nil) }}, // nobody can in the user namespace
+		{"limits", func(*order) error { return setLimits() }},
+		{"make the working directory", func(o *order) error { return asProgram(os.MkdirAll(o.Cwd, 0o755)) }},
+	}); err != nil {
+		return err
+	}
+	p, said, err := start(&o)
+	if said == "" && err != nil {
+		return err
+	}
+	if _, err := io.WriteString(up, said); err != nil || said != ready {
+		os.Exit(127) // that was why
+	}
+	// Whoever reads the program's output sees the end of it when the program's own descriptors are closed.
+	for fd := range 3 {
+		unix.Close(fd)
+	}
+	return p.supervise(up, stop)
+}
+
+// become is what the process that is to be the program still has to lose.
+func become(up io.Writer) error {
+	o, err := readOrder()
+	if err != nil {
+		return err
+	}
+	if err := inOrder(&o, []sandboxStep{
+		{"close descriptors", closeDescriptors},
+		{"signals", func(*order) error { return defaultSignals() }},
+		{"privileges", dropPrivileges},
+		{"working directory", func(o *order) error { return asProgram(os.Chdir(o.Cwd)) }},
+		{"landlock", confine},
+		{"system calls", func(*order) error { return filterSyscalls() }},
+	}); err != nil {
+		return err
 	}
 	path, err := lookPath(o.Args[0], o.Env)
 	if err != nil {
@@ -132,10 +186,6 @@ func explain(path string, err error) error {
 func closeDescriptors(*order) error {
 	return unix.CloseRange(faultFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 }
-
-// ownCgroup makes the workload's cgroup look like the root of the tree. It is done here and not when the stub is
-// cloned, for that would make PID 1's cgroup the root.
-func ownCgroup(*order) error { return unix.Unshare(unix.CLONE_NEWCGROUP) }
 
 // loopbackUp sets up the one link of the new network namespace.
 func loopbackUp() error {

@@ -1,11 +1,11 @@
 // Package workload runs one program, once, in a sandbox that it cannot leave, and tells how it ended.
 //
-// PID 1 re-executes itself as a stub in new namespaces; the stub builds the sandbox around itself, drops everything
-// that it could do to the machine, and becomes the program. Nobody trusts the program: not the owners of the data, not
+// PID 1 re-executes itself as a stub in new namespaces; the stub builds the sandbox around itself and starts a process
+// in a user namespace, which drops everything that it could do to the machine and becomes the program. Nobody trusts the program: not the owners of the data, not
 // PID 1. It can reach neither the keys in PID 1's memory, nor the TEE's device, nor the host.
 //
-// The program is PID 1 of its namespace, as in a container: orphans become its children, it does not get signals that
-// it has no handler for, and when it ends the kernel ends all that it started.
+// The stub stays as the first process of the namespace, out of the program's reach: it collects orphans, so that a
+// program need not, and when it ends, which it does with the program, the kernel ends all that the program has started.
 package workload
 
 import (
@@ -13,10 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/ampoule-vm/ampoule/internal/guest"
 	"golang.org/x/sys/unix"
@@ -35,16 +35,16 @@ type Spec struct {
 
 	Files []File // laid over the image, read-only, for UID alone to read
 
-	// Listen is a loopback address and port, like 127.0.0.1:8006, at which Serve answers the sandbox; "" is none. It is
-	// bound before the program starts, so that the program finds it and cannot take it. Serve runs in a goroutine of its
-	// own and must return soon after its listener is closed, which Run does when the program has ended.
-	Listen string
-	Serve  func(net.Listener)
+	Services []Service // that answer the program; at most 128
 
 	ScratchBytes int64 // what may be written besides results, /tmp and /dev/shm included; 0: half of the memory
 	MemoryBytes  int64 // of all processes, and of what they write, 8 MiB or more; 0: no limit but the machine's
 	SwapBytes    int64 // as many of MemoryBytes may be on swap, and no more; 0: none of them
 	PIDs         int64 // processes and threads, 16 or more; 0: 4096
+	CPUs         int64 // as much time as so many of them give; 0: all that the machine has
+
+	// Grace is how long the program has after SIGTERM, which it gets when ctx ends; 0: none, it is killed at once.
+	Grace time.Duration
 
 	Stdout, Stderr io.Writer // written to as output comes, from one goroutine each; must not block; nil discards
 }
@@ -61,7 +61,7 @@ const (
 type Outcome struct {
 	Exit     int    // status, if it exited by itself
 	Signal   string // name of the signal that ended it, like "SIGSEGV", or ""
-	Deadline bool   // it was killed because ctx had ended
+	Deadline bool   // it was told to end, or killed, because ctx had ended
 	OOM      bool   // the kernel killed it, or a process of it, for want of memory
 }
 
@@ -69,9 +69,9 @@ type Outcome struct {
 // file, it is not for this machine, the user may not run it. The image or the manifest is to blame.
 var ErrProgram = errors.New("program cannot be started")
 
-// Run runs s in a sandbox and returns when the program and everything that it started is gone. When ctx ends, they are
-// killed. An error means that nothing ran: the sandbox could not be made, or, with ErrProgram, the program not be
-// started.
+// Run runs s in a sandbox and returns when the program and everything that it started is gone. When ctx ends, the
+// program gets SIGTERM, and after a grace all are killed. An error means that nothing ran: the sandbox could not be made
+// or, with ErrProgram, the program not be started; or that not all of it is gone.
 func Run(ctx context.Context, r *guest.Reaper, s Spec) (out Outcome, err error) {
 	if err := s.check(); err != nil {
 		return Outcome{}, err
@@ -80,9 +80,9 @@ func Run(ctx context.Context, r *guest.Reaper, s Spec) (out Outcome, err error) 
 	if err != nil {
 		return Outcome{}, fmt.Errorf("cgroup of the workload: %w", err)
 	}
-	defer group.remove()
+	defer group.close()
 
-	p, err := newPipes(s.Listen != "")
+	p, err := newPipes(len(s.Services) > 0)
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -91,44 +91,70 @@ func Run(ctx context.Context, r *guest.Reaper, s Spec) (out Outcome, err error) 
 		Setsid:     true,
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET,
 	}
+	files := p.child()
 	if group != nil {
-		sys.UseCgroupFD, sys.CgroupFD = true, int(group.fd.Fd())
+		p.cgroup = len(files)
+		files = append(files, group.fd)
 	}
-	child, err := r.Start("/proc/self/exe", []string{stubName}, &os.ProcAttr{Dir: "/", Files: p.child(), Sys: sys})
+	child, err := r.Start("/proc/self/exe", []string{stubName}, &os.ProcAttr{Dir: "/", Files: files, Sys: sys})
 	if err != nil {
 		return Outcome{}, fmt.Errorf("start the sandbox: %w", err)
 	}
 	p.closeChild()
-	said := p.talk(s)
+	told := p.talk(s)
 	served := p.serve(s, child.Kill)
 
-	status, err := child.Wait(ctx)
+	killed, err := end(ctx, child, s.Grace)
 	if err != nil {
-		// The stub is PID 1 of its namespace: the kernel kills everything in there with it.
-		if err := child.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			return Outcome{}, fmt.Errorf("kill the workload: %w", err)
-		}
-		if status, err = child.Wait(context.WithoutCancel(ctx)); err != nil {
-			return Outcome{}, err
-		}
-		// It may have ended by itself in the same moment.
-		out.Deadline = status.Signaled() && status.Signal() == unix.SIGKILL
+		return Outcome{}, err
 	}
 	p.drain()
 	unserved := served.end()
-	if err := <-said; err != nil && !out.Deadline {
+	said := <-told
+	out.OOM = group.oom()
+	if err := group.remove(); err != nil {
 		return Outcome{}, err
 	}
-	if unserved != nil && !out.Deadline {
+	switch e := said.ending; {
+	case killed:
+		return Outcome{Signal: "SIGKILL", Deadline: true, OOM: out.OOM}, nil
+	case said.err != nil:
+		return Outcome{}, said.err
+	case unserved != nil:
 		return Outcome{}, unserved
+	case e == nil:
+		return Outcome{}, errors.New("sandbox: the stub ended before the program")
+	case e.status.Signaled():
+		out.Signal, out.Deadline = signalName(e.status.Signal()), e.stopped
+	default:
+		out.Exit, out.Deadline = e.status.ExitStatus(), e.stopped
 	}
-	if status.Signaled() {
-		out.Signal = signalName(status.Signal())
-	} else {
-		out.Exit = status.ExitStatus()
-	}
-	out.OOM = group.oom()
 	return out, nil
+}
+
+// end waits for the stub's end. When ctx is over, the program has grace to tidy up; then everything is killed.
+func end(ctx context.Context, stub *guest.Child, grace time.Duration) (killed bool, err error) {
+	_, err = stub.Wait(ctx)
+	if err == nil {
+		return false, nil
+	}
+	if grace > 0 {
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+		defer cancel()
+		if err := stub.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return false, fmt.Errorf("stop the workload: %w", err)
+		}
+		if _, err = stub.Wait(late); err == nil {
+			return false, nil
+		}
+	}
+	// The stub is PID 1 of its namespace: the kernel kills everything in there with it.
+	if err := stub.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return false, fmt.Errorf("kill the workload: %w", err)
+	}
+	status, err := stub.Wait(context.WithoutCancel(ctx))
+	// It may have ended by itself in the same moment.
+	return status.Signaled() && status.Signal() == unix.SIGKILL, err
 }
 
 func (s *Spec) check() error {
@@ -141,13 +167,9 @@ func (s *Spec) check() error {
 		return fmt.Errorf("%w: its limit is %d processes and threads; the sandbox itself needs %d", ErrProgram, s.PIDs, minPIDs)
 	case s.MemoryBytes != 0 && s.MemoryBytes < minMemory:
 		return fmt.Errorf("%w: its limit is %d bytes of memory; the sandbox itself needs %d", ErrProgram, s.MemoryBytes, minMemory)
-	case (s.Listen == "") != (s.Serve == nil):
-		return errors.New("sandbox: want both of Listen and Serve, or neither")
 	}
-	if s.Listen != "" {
-		if err := checkListen(s.Listen); err != nil {
-			return err
-		}
+	if err := checkServices(s.Services); err != nil {
+		return err
 	}
 	return checkFiles(s.Files)
 }

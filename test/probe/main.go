@@ -68,6 +68,20 @@ func main() {
 				}
 			}
 			must(os.WriteFile("results/forked", strconv.AppendInt(nil, int64(started), 10), 0o644))
+		case "escape":
+			must(os.WriteFile("results/escape.json", escape(), 0o644))
+		case "bombs":
+			must(os.WriteFile("results/bombs.json", bombs(), 0o644))
+		case "litter":
+			litter()
+		case "socket": // in the results, where it stays
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: "results/socket", Net: "unix"})
+			must(err)
+			l.SetUnlinkOnClose(false)
+		case "stubborn": // with so many children
+			n, err := strconv.Atoi(value)
+			must(err)
+			stubborn(n)
 		case "hang": // with a child that hangs as well, and no handler for SIGTERM
 			c := exec.Command("/probe", "sleep")
 			must(c.Start())
