@@ -73,7 +73,8 @@ func limitsFor(doc *manifest.Manifest, free room, taken int64) (l limits, err er
 	case free.pids > 0 && want.PIDs > free.pids:
 		return l, fmt.Errorf("resources.pids: is %d, and this machine can have %d: ask for less", want.PIDs, free.pids)
 	case free.cpus > 0 && want.CPUs > free.cpus:
-		return l, fmt.Errorf("resources.cpus: is %d, and this machine has %d: ask for less, or start it with more (ampoule run --vcpus)", want.CPUs, free.cpus)
+		return l, fmt.Errorf("resources.cpus: is %d, and this machine has %d: ask for less, or start it with more (ampoule run --vcpus)",
+			want.CPUs, free.cpus)
 	}
 	return l, nil
 }
@@ -86,8 +87,8 @@ func (r *run) limit(s *workload.Spec) (limits, error) {
 	}
 	l, err := limitsFor(r.doc, free, 0)
 	if err == nil && l.memory < smallestMemory {
-		err = fmt.Errorf("the images and files have left %v, of which PID 1 needs %d MiB and a workload %d: start the machine with more (ampoule run --memory, or --swap)",
-			free, memoryReserve>>20, smallestMemory>>20)
+		err = fmt.Errorf("the images and files have left %v, of which PID 1 needs %d MiB and a workload %d: "+
+			"start the machine with more (ampoule run --memory, or --swap)", free, memoryReserve>>20, smallestMemory>>20)
 	}
 	s.MemoryBytes, s.SwapBytes, s.ScratchBytes, s.PIDs, s.CPUs = l.memory, l.swap, l.scratch, l.pids, l.cpus
 	s.Grace = r.grace()

@@ -7,10 +7,12 @@ import (
 	"embed"
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"strings"
 	"time"
 )
 
-//go:embed *.config required.txt source.json tsm-sim/Kconfig tsm-sim/Makefile tsm-sim/tsm_sim.c
+//go:embed *.config required.txt source.json patches/*.patch tsm-sim/Kconfig tsm-sim/Makefile tsm-sim/tsm_sim.c
 var files embed.FS
 
 // A Source is one exact kernel source: a tarball inside a Debian package.
@@ -55,6 +57,49 @@ func Fragments(simulation bool) []File {
 
 // Required lists what must hold once Kconfig has had its say.
 func Required() File { return File{"required.txt", read("required.txt")} }
+
+// A Rule is one line of required.txt, with what stands above it.
+type Rule struct {
+	Option string // CONFIG_…
+	Value  string // "" for an option that has to be off
+	Why    string // what would be lost without it, or who would get in
+}
+
+var ruleLine = regexp.MustCompile(`^(?:(CONFIG_[A-Za-z0-9_]+)=(.+)|# (CONFIG_[A-Za-z0-9_]+) is not set)$`)
+
+// Rules are what any kernel has to have to be safe in a confidential VM, whoever built it.
+func Rules() []Rule {
+	var rules []Rule
+	var why []string
+	told := false // a comment is for all lines that follow, until an empty line or the next comment
+	for line := range strings.Lines(string(Required().Text)) {
+		line = strings.TrimSpace(line)
+		if m := ruleLine.FindStringSubmatch(line); m != nil {
+			rules, told = append(rules, Rule{m[1] + m[3], m[2], strings.Join(why, " ")}), true
+			continue
+		}
+		if line == "" || told {
+			why, told = nil, false
+		}
+		if text, ok := strings.CutPrefix(line, "# "); ok {
+			why = append(why, text)
+		}
+	}
+	return rules
+}
+
+// Patches are what both kernels have besides their source, to be applied in this order with patch -p1.
+func Patches() []File {
+	names, err := files.ReadDir("patches") // sorted
+	if err != nil {
+		panic(err) // they are in the embed line above
+	}
+	var fs []File
+	for _, n := range names {
+		fs = append(fs, File{n.Name(), read("patches/" + n.Name())})
+	}
+	return fs
+}
 
 // ProviderDir is the parent, inside the kernel's source, of the provider's folder tsm-sim.
 const ProviderDir = "drivers/virt/coco"

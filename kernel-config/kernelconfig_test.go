@@ -67,3 +67,21 @@ func TestKernelCodeSaysItsLicence(t *testing.T) {
 		}
 	}
 }
+
+func TestEveryRuleSaysWhy(t *testing.T) {
+	rules := Rules()
+	on, off := 0, 0
+	for _, r := range rules {
+		if r.Why == "" || !strings.HasSuffix(r.Why, ".") {
+			t.Errorf("%s: %q is no sentence", r.Option, r.Why)
+		}
+		if r.Value == "" {
+			off++
+		} else {
+			on++
+		}
+	}
+	if on < 30 || off < 25 {
+		t.Errorf("%d options on and %d off", on, off)
+	}
+}

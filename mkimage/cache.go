@@ -1,6 +1,7 @@
 package mkimage
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -29,7 +30,11 @@ const (
 
 // cacheKey is the SHA-256 over everything that enters a kernel. what is the profile, or names another use.
 func cacheKey(what, sourceSHA256 string, t toolchain) string {
-	files := append(kernelconfig.Fragments(true), kernelconfig.Required())
+	var files []kernelconfig.File
+	for _, f := range append(kernelconfig.Fragments(true), kernelconfig.Required()) {
+		files = append(files, kernelconfig.File{Name: f.Name, Text: settingsOnly(f.Text)})
+	}
+	files = append(files, kernelconfig.Patches()...)
 	files = append(files, kernelconfig.Provider()...)
 	files = append(files, kernelconfig.ProviderLines()...)
 	files = append(files, kernelconfig.File{Name: "date", Text: []byte(kernelconfig.Pin.Date.UTC().String())})
@@ -46,6 +51,17 @@ func cacheKey(what, sourceSHA256 string, t toolchain) string {
 		add(string(f.Text))
 	}
 	return hex.EncodeToString(h.Sum(nil))
+}
+
+// settingsOnly is a fragment without what explains it: another comment makes no other kernel.
+func settingsOnly(fragment []byte) []byte {
+	var kept []byte
+	for line := range bytes.Lines(fragment) {
+		if s := bytes.TrimSpace(line); onLine.Match(s) || offLine.Match(s) {
+			kept = append(append(kept, s...), '\n')
+		}
+	}
+	return kept
 }
 
 // kernel returns the kernel of o's profile, from the cache or new.

@@ -81,10 +81,25 @@ func (b *kernelBuild) unpack(ctx context.Context) error {
 		"--strip-components=1", "--no-same-owner"); err != nil {
 		return err
 	}
+	for _, p := range kernelconfig.Patches() {
+		if err := applyPatch(ctx, half, p); err != nil {
+			return err
+		}
+	}
 	if err := addProvider(filepath.Join(half, kernelconfig.ProviderDir)); err != nil {
 		return err
 	}
 	return os.Rename(half, b.tree())
+}
+
+// applyPatch changes the tree in dir. A patch that is not meant for exactly this source is an error.
+func applyPatch(ctx context.Context, dir string, p kernelconfig.File) error {
+	cmd := exec.CommandContext(ctx, "patch", "--strip=1", "--fuzz=0", "--force", "--no-backup-if-mismatch", "--directory", dir)
+	cmd.Stdin = bytes.NewReader(p.Text)
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s does not fit this source: %w\n%s", p.Name, err, bytes.TrimSpace(said))
+	}
+	return nil
 }
 
 // addProvider puts the provider's folder into dir and has the files of dir lead to it.

@@ -17,6 +17,7 @@ var tools = []struct{ what, pkg string }{
 	{"gcc", "gcc"},
 	{"ld", "binutils"},
 	{"make", "make"},
+	{"patch", "patch"},
 	{"perl", "perl-base"},
 	{"tar", "tar"},
 	{"xz", "xz-utils"},

@@ -69,6 +69,18 @@ func TestBombs(t *testing.T) {
 	}
 }
 
+// TestLeastLimits: what a manifest must give at least is enough for a small program to start and to end.
+func TestLeastLimits(t *testing.T) {
+	r := newTrial(t, nil, "ran", "exit=7")
+	r.limits(`"resources": {"memory_bytes": 8388608, "disk_bytes": 1048576, "pids": 16, "cpus": 1},`, 1<<20)
+	r.run()
+	r.ends("execute", result.Workload, 4)
+	if w := r.verified().Statement.Predicate.Workload; w.Exit == nil || *w.Exit != 7 || w.OOM {
+		t.Errorf("the receipt has %+v", w)
+	}
+	r.read(filepath.Join(r.open(), "results/ran"))
+}
+
 // limits puts limits into the manifest.
 func (r *trial) limits(resources string, results int) {
 	r.Helper()

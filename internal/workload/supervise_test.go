@@ -209,3 +209,15 @@ func TestADeadlineThatIsOverBeforeTheStart(t *testing.T) {
 		t.Errorf("outcome %+v, error %v, want a deadline", out, err)
 	}
 }
+
+func TestDeathBySignal(t *testing.T) {
+	for _, tc := range []struct{ arg, want string }{{"segv", "SIGSEGV"}, {"x32", "SIGSYS"}} {
+		t.Run(tc.arg, func(t *testing.T) {
+			if tc.arg == "x32" && x32Bit == 0 {
+				t.Skip("this architecture has one ABI")
+			}
+			s, _, _ := sandbox(t, tc.arg)
+			mustRun(t, s, Outcome{Signal: tc.want})
+		})
+	}
+}

@@ -362,18 +362,6 @@ func TestDeadlineKillsTheProgramAndItsGrandchildren(t *testing.T) {
 	}
 }
 
-func TestDeathBySignal(t *testing.T) {
-	for _, tc := range []struct{ arg, want string }{{"segv", "SIGSEGV"}, {"x32", "SIGSYS"}} {
-		t.Run(tc.arg, func(t *testing.T) {
-			if tc.arg == "x32" && x32Bit == 0 {
-				t.Skip("this architecture has one ABI")
-			}
-			s, _, _ := sandbox(t, tc.arg)
-			mustRun(t, s, Outcome{Signal: tc.want})
-		})
-	}
-}
-
 func TestTheLeastLimitsAreEnough(t *testing.T) {
 	needsCgroup(t)
 	for range 10 {
