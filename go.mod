@@ -25,6 +25,7 @@ require (
 	github.com/opencontainers/image-spec v1.1.1
 	github.com/rogpeppe/go-internal v1.16.0
 	github.com/santhosh-tekuri/jsonschema/v6 v6.0.3
+	github.com/tetratelabs/wazero v1.12.0
 	github.com/u-root/mkuimage v0.2.0
 	github.com/vishvananda/netlink v1.3.1
 	golang.org/x/crypto v0.58.0

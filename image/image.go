@@ -100,6 +100,7 @@ type Config struct {
 	Env        []string
 	WorkingDir string
 	User       string
+	Labels     map[string]string
 }
 
 // Layer is one layer as the manifest describes it.

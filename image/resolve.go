@@ -244,6 +244,7 @@ func (i *Image) describe(doc *document, config []byte, platform string) error {
 			Env        []string
 			WorkingDir string
 			User       string
+			Labels     map[string]string
 		} `json:"config"`
 		RootFS struct {
 			Type    string   `json:"type"`

@@ -24,7 +24,7 @@ func TestResolveReadsConfigAndDigests(t *testing.T) {
 		}
 		want := Image{
 			URI: u, Digest: digest, ManifestDigest: digest, PlainHTTP: true, Pinned: strings.Contains(u, "@"),
-			Config: Config{[]string{"/bin/run"}, []string{"x"}, []string{"A=b"}, "/w", "7:8"},
+			Config: Config{[]string{"/bin/run"}, []string{"x"}, []string{"A=b"}, "/w", "7:8", nil},
 		}
 		if diff := cmp.Diff(want, *i, cmpopts.IgnoreUnexported(Image{}), cmpopts.IgnoreFields(Image{}, "Layers", "ConfigDigest")); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", u, diff)

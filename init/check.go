@@ -15,8 +15,8 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 )
 
-// checkFile holds the hashes of a Cocos manifest, which are of the one file in an image, against that file.
-func checkFile(in *input) error {
+// checkFile holds the hashes of a Cocos manifest, which are of one file in an image, against that file; "" is the only one that there is.
+func checkFile(in *input, file string) error {
 	for _, c := range []struct {
 		name string
 		want []byte
@@ -28,7 +28,7 @@ func checkFile(in *input) error {
 		if c.want == nil {
 			continue
 		}
-		got, err := hashOnlyFile(in.dir, c.hash())
+		got, err := hashFile(in.dir, file, c.hash())
 		if err != nil {
 			return fmt.Errorf("%s.%s: %w", in.name, c.name, err)
 		}
@@ -39,14 +39,30 @@ func checkFile(in *input) error {
 	return nil
 }
 
-// hashOnlyFile hashes the one regular file below dir. More than one, or none, is an error: there is no canonical form.
-func hashOnlyFile(dir string, h hash.Hash) ([]byte, error) {
+func hashFile(dir, file string, h hash.Hash) ([]byte, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
-	only := ""
+	if file == "" {
+		if file, err = onlyFile(root); err != nil {
+			return nil, err
+		}
+	}
+	f, err := root.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if _, err := io.Copy(h, f); err != nil {
+		return nil, err
+	}
+	return h.Sum(nil), nil
+}
+
+// onlyFile is the one regular file below root. More than one, or none, is an error: there is no canonical form.
+func onlyFile(root *os.Root) (only string, err error) {
 	err = fs.WalkDir(root.FS(), ".", func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
@@ -59,21 +75,10 @@ func hashOnlyFile(dir string, h hash.Hash) ([]byte, error) {
 		only = path
 		return nil
 	})
-	if err != nil {
-		return nil, err
+	if err == nil && only == "" {
+		err = fmt.Errorf("a hash is of one file, and the image has none")
 	}
-	if only == "" {
-		return nil, fmt.Errorf("a hash is of one file, and the image has none")
-	}
-	f, err := root.Open(only)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if _, err := io.Copy(h, f); err != nil {
-		return nil, err
-	}
-	return h.Sum(nil), nil
+	return only, err
 }
 
 func newHash() hash.Hash { return sha256.New() }

@@ -45,7 +45,7 @@ func TestCheckFile(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			err := checkFile(&input{name: "datasets[0]", want: c.want, dir: dir})
+			err := checkFile(&input{name: "datasets[0]", want: c.want, dir: dir}, "")
 			if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("error %v, want one with %q", err, c.err)
 			}
@@ -64,7 +64,7 @@ func TestCheckFileFollowsNoLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	sum := sha256.Sum256([]byte("1\n"))
-	if err := checkFile(&input{want: manifest.Resource{SHA256: sum[:]}, dir: dir}); err == nil {
+	if err := checkFile(&input{want: manifest.Resource{SHA256: sum[:]}, dir: dir}, ""); err == nil {
 		t.Error("a link out of the image passed for its file")
 	}
 }

@@ -15,7 +15,7 @@ import (
 // never is what PID 1 does not link: each is weight, a parser, or a way in that it has no use for.
 var never = []string{
 	"testing", "text/template", "html/template", "encoding/gob", "expvar", "net/http/httptest", "net/http/pprof", "net/rpc", "plugin",
-	"google.golang.org/protobuf", "google.golang.org/grpc", "github.com/google/go-sev-guest", "github.com/google/go-tdx-guest",
+	"google.golang.org/protobuf", "github.com/tetratelabs/wazero", "google.golang.org/grpc", "github.com/google/go-sev-guest", "github.com/google/go-tdx-guest",
 	"github.com/containers/ocicrypt", "github.com/u-root/u-root",
 	"github.com/google/go-containerregistry/pkg/v1", "github.com/google/go-containerregistry/pkg/authn", "github.com/docker/cli", "github.com/sirupsen/logrus",
 	module + "/mkimage", module + "/qemu", module + "/cmd", module + "/test", module + "/kernel-config",
@@ -146,6 +146,7 @@ var arrows = map[string]string{
 	"internal/source":              "internal/cmdline",
 	"internal/sink":                "image internal/evidence internal/result",
 	"internal/workload":            "internal/guest",
+	"internal/wasmrun":             "",
 	"internal/kbs":                 "internal/evidence internal/tee",
 	"internal/verify":              "internal/evidence internal/manifest internal/result", // a receipt is about these
 	"internal/kbs/kbsserver":       "internal/verify internal/evidence internal/manifest",
@@ -159,6 +160,7 @@ var arrows = map[string]string{
 	"internal/bench":               "image internal/debian internal/inflate",
 	"internal/debian":              "",
 	"internal/demo":                "image internal/evidence internal/kbs/kbsserver internal/manifest internal/psp internal/verify",
+	"internal/demo/linreg":         "",
 	"test/probe":                   "",
 	"test/quoter":                  "internal/guest",
 	"test/bridge":                  "",

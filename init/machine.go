@@ -43,6 +43,7 @@ type machine struct {
 	boundResults  func(dir string, bytes int64) error
 	swap          func(ctx context.Context, disk string, free int64) (int64, error) // makes swap space of it, of so many bytes
 	memory        func() (room, error)                                              // free for images and results
+	helper        *os.File                                                          // runs WebAssembly; nil: the image has none
 	host          func(ctx context.Context, port uint32) host
 	discard       func(mounts ...string) error // with all that is in them
 	powerOff      func()
@@ -109,7 +110,10 @@ func newMachine() *machine {
 	}
 	console := &lateConsole{}
 	m.console = console
-	m.mount = func() error {
+	m.mount = func() (err error) {
+		if m.helper, err = openHelper(wasmHelper); err != nil {
+			return err
+		}
 		if err := guest.Mount(); err != nil {
 			return err
 		}

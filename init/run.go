@@ -69,11 +69,14 @@ func newRun(m *machine) *run {
 	return &run{machine: m, buffers: image.NewBuffers(), log: log, private: slog.New(slog.NewTextHandler(log, nil))}
 }
 
-// inputsOf lists the images of a manifest: the algorithm first.
+// inputsOf lists the images of a manifest: the algorithm first, the runtime last.
 func inputsOf(doc *manifest.Manifest) []*input {
 	inputs := []*input{{name: "algorithm", want: doc.Algorithm}}
 	for i, d := range doc.Datasets {
 		inputs = append(inputs, &input{name: fmt.Sprintf("datasets[%d]", i), want: d})
+	}
+	if doc.Runtime != nil {
+		inputs = append(inputs, &input{name: "runtime", want: *doc.Runtime})
 	}
 	return inputs
 }
@@ -185,9 +188,12 @@ func (r *run) workloadContext(ctx context.Context) (context.Context, context.Can
 }
 
 func (r *run) spec() (workload.Spec, error) {
-	var s workload.Spec
-	root := r.inputs[0]
-	s.Root, s.Datasets, s.Results, s.Scratch = root.dir, filepath.Join(r.dir, "datasets"), r.resultsDir(), filepath.Join(r.dir, "scratch")
+	plan, err := r.plan()
+	if err != nil {
+		return workload.Spec{}, err
+	}
+	s := *plan
+	s.Datasets, s.Results, s.Scratch = filepath.Join(r.dir, "datasets"), r.resultsDir(), filepath.Join(r.dir, "scratch")
 	for _, dir := range []string{s.Datasets, s.Results, s.Scratch} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return s, because(result.Internal, err)
@@ -201,25 +207,10 @@ func (r *run) spec() (workload.Spec, error) {
 		return s, because(result.Internal, err)
 	}
 	var sets []workload.Dataset
-	for _, in := range r.inputs[1:] {
+	for _, in := range r.datasets() {
 		sets = append(sets, workload.Dataset{Name: in.name, Dir: in.dir, Filename: in.want.Filename})
 	}
 	if err := workload.LayDatasets(s.Datasets, sets); err != nil {
-		return s, because(result.BadImage, err)
-	}
-	c := root.image.Config
-	env, err := r.workloadEnv()
-	if err != nil {
-		return s, err
-	}
-	var user string
-	s.Args, s.Env, s.Cwd, user, err = workload.Command(
-		workload.ImageConfig{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, WorkingDir: c.WorkingDir, User: c.User},
-		workload.Override{Args: r.doc.Workload.Args, Env: env, Cwd: r.doc.Workload.Cwd, User: r.doc.Workload.User})
-	if err != nil {
-		return s, because(result.BadImage, err)
-	}
-	if s.UID, s.GID, err = workload.LookupUser(s.Root, user); err != nil {
 		return s, because(result.BadImage, err)
 	}
 	for _, f := range r.doc.Workload.Files {

@@ -184,6 +184,9 @@ func (r *run) resolve(ctx context.Context) error {
 		return because(result.BadManifest, err)
 	}
 	r.inputs = inputsOf(r.doc)
+	if err := r.checkHelper(); err != nil {
+		return err
+	}
 	if err := r.admit(ctx); err != nil {
 		return err
 	}
@@ -204,10 +207,7 @@ func (r *run) resolve(ctx context.Context) error {
 			if in.image, err = r.machine.resolve(ctx, in.want.URI, o); err != nil {
 				return fmt.Errorf("%s: %w", in.name, err)
 			}
-			if in == r.inputs[0] && in.image.Artifact {
-				return fmt.Errorf("%s: %s is an artifact, files without a config that could be run: push an image", in.name, in.want.URI)
-			}
-			if err := in.check(); err != nil {
+			if err := in.checkResolved(r.kindOf(in.image)); err != nil {
 				return err
 			}
 			if err := r.verified(ctx, in); err != nil {
@@ -218,6 +218,9 @@ func (r *run) resolve(ctx context.Context) error {
 		}))
 	}
 	if err := all.Wait(); err != nil {
+		return err
+	}
+	if err := r.checkPolicy(); err != nil {
 		return err
 	}
 	return r.fits()
@@ -321,7 +324,10 @@ func (r *run) pullOne(ctx context.Context, in *input, limits image.Limits, progr
 	if err := r.unpack(ctx, in.image, in.dir, keys, limits, progress); err != nil {
 		return err
 	}
-	return checkFile(in)
+	if in == r.inputs[0] {
+		return nil // plan knows which file is meant
+	}
+	return checkFile(in, "")
 }
 
 // execute fails only when the workload could not be started as asked. How it ended is output, and the verdict.

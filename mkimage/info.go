@@ -51,6 +51,8 @@ type InitInfo struct {
 	Go         string `json:"go"`
 	Modules    int    `json:"modules"`        // linked in, without our own
 	ModuleSums string `json:"modules_sha256"` // over one line "path version sum" each, sorted
+
+	Helpers map[string]*InitInfo `json:"helpers,omitempty"` // programs beside /init, by their name in Options.With
 }
 
 // File is one file of an image.

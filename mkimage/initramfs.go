@@ -5,6 +5,7 @@ import (
 	"context"
 	"debug/buildinfo"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,17 +18,21 @@ import (
 	kernelconfig "github.com/ampoule-vm/ampoule/kernel-config"
 )
 
-// Initramfs builds o.InitPackage and returns the compressed initramfs that holds it and nothing else.
+// Initramfs builds o.InitPackage and returns the compressed initramfs that holds it, what o.With names, and nothing else.
 func Initramfs(ctx context.Context, o Options) ([]byte, *InitInfo, error) {
 	o, err := o.withDefaults()
 	if err != nil {
 		return nil, nil, err
 	}
-	init, info, err := buildInit(ctx, o.SourceDir, o.InitPackage, o.Tags)
+	init, info, err := buildInit(ctx, o.SourceDir, o.InitPackage, o.Tags, inlined)
 	if err != nil {
 		return nil, nil, err
 	}
-	archive, err := pack(init)
+	beside, err := buildHelpers(ctx, o, info)
+	if err != nil {
+		return nil, nil, err
+	}
+	archive, err := pack(init, beside)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -44,9 +49,9 @@ var inlined = []string{
 	"github.com/ampoule-vm/ampoule/image", "github.com/ampoule-vm/ampoule/internal/inflate", "github.com/ampoule-vm/ampoule/internal/tree",
 }
 
-// buildInit compiles one main package of the module in dir for the guest. Neither the directory nor the machine's
+// buildInit compiles one main package of the module in dir for the guest; functions of the packages in inlined may be inlined. Neither the directory nor the machine's
 // settings for Go leave a trace in the result.
-func buildInit(ctx context.Context, dir, pkg string, tags []string) ([]byte, *InitInfo, error) {
+func buildInit(ctx context.Context, dir, pkg string, tags, inlined []string) ([]byte, *InitInfo, error) {
 	tmp, err := os.MkdirTemp("", "ampoule-init-*")
 	if err != nil {
 		return nil, nil, err
@@ -112,14 +117,18 @@ func goEnviron(env []string) []string {
 }
 
 // pack makes the archive. /dev/console is there because the kernel opens it for init before anything is mounted.
-func pack(init []byte) ([]byte, error) {
+func pack(init []byte, beside map[string][]byte) ([]byte, error) {
 	var buf bytes.Buffer
 	w := cpio.Newc.Writer(&buf)
-	for _, r := range []cpio.Record{
+	records := []cpio.Record{
 		cpio.Directory("dev", 0o755),
 		cpio.CharDev("dev/console", 0o600, 5, 1),
 		cpio.StaticFile("init", string(init), 0o755),
-	} {
+	}
+	for _, name := range slices.Sorted(maps.Keys(beside)) {
+		records = append(records, cpio.StaticFile(name, string(beside[name]), 0o755))
+	}
+	for _, r := range records {
 		if err := w.WriteRecord(cpio.MakeReproducible(r)); err != nil {
 			return nil, fmt.Errorf("pack %s: %w", r.Name, err)
 		}

@@ -42,6 +42,7 @@ type Options struct {
 	KernelSource string    // a tarball of the kernel's source; "": the pinned one, wherever it can be had
 	SourceDir    string    // root of the checkout; default "."
 	InitPackage  string    // what becomes /init, relative to SourceDir; default "./init"
+	With         []string  // programs beside /init, of Helpers
 	Tags         []string  // build tags of init, for tests that break a step of it; simulation only
 	Cache        string    // default: ampoule in the user's cache directory
 	Fresh        bool      // build the kernel anew, and leave it out of the cache
@@ -54,6 +55,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if len(o.Tags) > 0 && !o.simulation() {
 		return o, fmt.Errorf("build tags %q: only a simulation image can have another init", o.Tags)
+	}
+	if err := checkHelpers(o.With); err != nil {
+		return o, err
 	}
 	o.SourceDir = cmp.Or(o.SourceDir, ".")
 	o.InitPackage = cmp.Or(o.InitPackage, "./init")

@@ -79,7 +79,7 @@ type builtImage struct {
 func (b *builtImage) get(t *testing.T, o mkimage.Options) (string, *mkimage.Info) {
 	t.Helper()
 	b.once.Do(func() {
-		b.dir = filepath.Join(work, "image-"+o.Profile+strings.Join(o.Tags, "-")+strings.ReplaceAll(o.InitPackage, "/", "-"))
+		b.dir = filepath.Join(work, "image-"+o.Profile+strings.Join(append(o.Tags, o.With...), "-")+strings.ReplaceAll(o.InitPackage, "/", "-"))
 		o.Out, o.SourceDir, o.Progress, o.KernelSource = b.dir, "..", os.Stderr, os.Getenv("KERNEL_SOURCE")
 		b.info, b.err = mkimage.Build(context.Background(), o)
 	})
@@ -92,7 +92,7 @@ func (b *builtImage) get(t *testing.T, o mkimage.Options) (string, *mkimage.Info
 	return b.dir, b.info
 }
 
-var simulation, production, faulty builtImage
+var simulation, production, faulty, withWasm builtImage
 
 var probe = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(work, "probe")

@@ -82,7 +82,7 @@ func benchVerb(ctx context.Context, args []string, std stdio) error {
 	if *runs < 1 {
 		return usagef("--runs %d: want at least 1", *runs)
 	}
-	d, err := newDemo(ctx, *out, *source, std)
+	d, err := newDemo(ctx, *out, *source, "oci", std)
 	if err != nil {
 		return err
 	}

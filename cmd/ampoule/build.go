@@ -18,7 +18,7 @@ What an image permits beyond the strict default is baked into its measured comma
 tag (references without digest), http (brokers and registries over plain http), errors (error texts on the
 console), unsealed (results without recipients come back in clear), unbound (a manifest that the launch is
 not bound to). A production image permits nothing. KERNEL_SOURCE names a kernel source tarball to use; it must be
-the pinned one for production. With --kernel only DIR/vmlinuz is made.
+the pinned one for production. --with wasm adds the runtime for WebAssembly workloads, 5 MB. With --kernel only DIR/vmlinuz is made.
 
 Examples:
   ampoule build --profile simulation --net dhcp --out out/simulation
@@ -33,6 +33,7 @@ func buildVerb(ctx context.Context, args []string, std stdio) error {
 	fs.StringVar(&o.Net, "net", "none", "network: none, dhcp or static:ADDR/BITS,GATEWAY[,DNS]")
 	fs.StringVar(&o.Swap, "swap", "", "disk of the VM that becomes encrypted swap: vda, sda or nvme0n1, …; none unless named (ampoule run --swap)")
 	fs.StringVar(&o.ManifestSource, "manifest-source", "vsock:1024", "where the VM reads its manifest: vsock:PORT or cmdline:BASE64URL")
+	with := fs.String("with", "", "programs beside init, for workloads that need them: wasm")
 	fs.StringVar(&o.Extra, "cmdline", "", "further kernel parameters")
 	fs.DurationVar(&o.Deadline, "deadline", 0, "deadline of a whole run (default 1h)")
 	fs.BoolVar(&o.Fresh, "fresh", false, "build the kernel although it is cached")
@@ -47,6 +48,9 @@ func buildVerb(ctx context.Context, args []string, std stdio) error {
 	}
 	if o.Profile != cmdline.Production && o.Profile != cmdline.Simulation {
 		return usagef("--profile %q: want %s or %s", o.Profile, cmdline.Production, cmdline.Simulation)
+	}
+	if *with != "" {
+		o.With = strings.Split(*with, ",")
 	}
 	switch *allow {
 	case "":

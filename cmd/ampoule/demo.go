@@ -6,7 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
 	"github.com/ampoule-vm/ampoule/internal/demo"
@@ -19,27 +23,34 @@ import (
 )
 
 const demoHelp = `
-usage: ampoule demo [--out DIR]
+usage: ampoule demo [--out DIR] [--workload oci|bin|python|wasm]
 
 One sealed run on this machine: builds a simulation image, starts a registry and a key broker on loopback, encrypts
 an algorithm (linear regression in Python) and a dataset under keys of their own, lets the broker release them to
 this measurement with this manifest only, boots the VM, and opens and verifies what comes back. Everything stays in
 --out. Only the secure processor is simulated.
+With --workload the same regression runs as another kind: bin is a static Go program, python the script with its interpreter
+in a second image, wasm the Go program as a WASI module, in an image that is built with the runtime for it.
 
 Example:
-  ampoule demo --out out/demo`
+  ampoule demo --out out/demo
+  ampoule demo --out out/demo-wasm --workload wasm`
 
 func demoVerb(ctx context.Context, args []string, std stdio) error {
 	fs := flags("demo", demoHelp, std)
 	out := fs.String("out", "out/demo", "folder for everything")
 	source := fs.String("source", ".", "folder of Ampoule's own source")
+	kind := fs.String("workload", "oci", "kind of the algorithm: "+strings.Join(manifest.Kinds, ", "))
 	if err := parse(fs, args, 0); err != nil {
 		return err
+	}
+	if !slices.Contains(manifest.Kinds, *kind) {
+		return usagef("--workload %q: want one of %s", *kind, strings.Join(manifest.Kinds, ", "))
 	}
 	if err := haveFirmware(ovmf); err != nil {
 		return err
 	}
-	d, err := newDemo(ctx, *out, *source, std)
+	d, err := newDemo(ctx, *out, *source, *kind, std)
 	if err != nil {
 		return err
 	}
@@ -73,7 +84,7 @@ type demoRun struct {
 	images   []string // references by digest, as the VM has them
 }
 
-func newDemo(ctx context.Context, out, source string, std stdio) (*demoRun, error) {
+func newDemo(ctx context.Context, out, source, kind string, std stdio) (*demoRun, error) {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return nil, err
 	}
@@ -83,8 +94,12 @@ func newDemo(ctx context.Context, out, source string, std stdio) (*demoRun, erro
 	}
 	d := &demoRun{image: filepath.Join(out, "image"), psp: defaultPSP()}
 	std.say("1. Build the simulation image")
+	var with []string
+	if slices.Contains(mkimage.Helpers(), kind) {
+		with = []string{kind}
+	}
 	d.info, err = mkimage.Build(ctx, mkimage.Options{
-		Profile: cmdline.Simulation, Out: d.image, SourceDir: source, Net: "dhcp",
+		Profile: cmdline.Simulation, Out: d.image, SourceDir: source, Net: "dhcp", With: with,
 		KernelSource: os.Getenv("KERNEL_SOURCE"), Progress: std.err,
 	})
 	if err != nil {
@@ -95,19 +110,28 @@ func newDemo(ctx context.Context, out, source string, std stdio) (*demoRun, erro
 		return nil, err
 	}
 	std.say("3. Encrypt the algorithm and the dataset, each under its own key")
-	if err := d.publish(ctx, out, filepath.Join(cache, "ampoule"), std); err != nil {
+	if err := d.publish(ctx, out, source, kind, filepath.Join(cache, "ampoule"), std); err != nil {
 		return nil, errors.Join(err, d.world.Close())
 	}
 	return d, nil
 }
 
-// publish puts both images into the registry, and what a person needs to look at the run into out.
-func (d *demoRun) publish(ctx context.Context, out, cache string, std stdio) error {
-	algo, data, err := demo.Inputs(ctx, cache, std.say)
+// publish puts the images into the registry, and what a person needs to look at the run into out.
+func (d *demoRun) publish(ctx context.Context, out, source, kind, cache string, std stdio) error {
+	algo, runtime, err := demo.OfKind(ctx, kind, source, cache, std.say)
+	if err != nil {
+		return fmt.Errorf("algorithm image: %w", err)
+	}
+	data, err := demo.Image(map[string]string{"houses.csv": string(demo.Dataset())}, v1.Config{})
 	if err != nil {
 		return err
 	}
-	var job demo.Job
+	job := demo.Job{Kind: kind}
+	if runtime != nil {
+		if job.Runtime, err = d.world.Push(ctx, runtime, "python"); err != nil {
+			return err
+		}
+	}
 	if job.Algorithm, err = d.world.Publish(ctx, algo, "linear-regression", demo.AlgorithmKey); err != nil {
 		return err
 	}

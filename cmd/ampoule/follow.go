@@ -35,6 +35,9 @@ func follow(std stdio, doc *manifest.Manifest) *follower {
 	for i := range doc.Datasets {
 		f.inputs = append(f.inputs, followed{name: fmt.Sprintf("datasets[%d]", i)})
 	}
+	if doc.Runtime != nil {
+		f.inputs = append(f.inputs, followed{name: "runtime"})
+	}
 	f.task = f.live.Task(f.current)
 	return f
 }

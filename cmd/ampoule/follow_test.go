@@ -31,7 +31,7 @@ func wrote(stream, text string, upTo int64) result.Event {
 func readAll(t *testing.T, events ...result.Event) string {
 	t.Helper()
 	var out strings.Builder
-	f := follow(stdio{err: &out}, &manifest.Manifest{Datasets: make([]manifest.Resource, 1)})
+	f := follow(stdio{err: &out}, &manifest.Manifest{Datasets: make([]manifest.Resource, 1), Runtime: &manifest.Resource{}})
 	for _, e := range events {
 		f.event(e)
 	}
@@ -67,7 +67,8 @@ func TestFollow(t *testing.T) {
 		{"output of the workload", []result.Event{started("execute"), wrote("stdout", "a\nb", 3), wrote("stderr", "c\n", 2), wrote("stdout", "z\n", 100),
 			wrote("stderr", "", 9), ended("execute", 2000)},
 			"    stdout | a\n    stdout | b\n    stderr | c\n    stdout [95 bytes not shown]\n    stdout | z\n    stderr [7 bytes not shown]\n  execute   ok 2 ms\n"},
-		{"no input but the manifest's", []result.Event{pulled(2, result.Verified, 1, 1), pulled(result.MaxInputs-1, result.Verified, 1, 1)}, ""},
+		{"the runtime comes last", []result.Event{pulled(2, result.Verified, 1e6, 3)}, "    runtime      3 B in 1.0 s, 3 B/s\n"},
+		{"no input but the manifest's", []result.Event{pulled(3, result.Verified, 1, 1), pulled(result.MaxInputs-1, result.Verified, 1, 1)}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if d := cmp.Diff(c.want, readAll(t, c.events...)); d != "" {

@@ -13,6 +13,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
 	"github.com/ampoule-vm/ampoule/internal/imagepolicy"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/mkimage"
 )
 
 const manifestHelp = `
@@ -135,9 +136,23 @@ func checkPolicy(m *manifest.Manifest) error {
 	if err != nil {
 		return fmt.Errorf("images.policy: %w", err)
 	}
-	errs := []error{policy.Check(m.Algorithm.URI)}
-	for _, d := range m.Datasets {
-		errs = append(errs, policy.Check(d.URI))
+	all := append([]manifest.Resource{m.Algorithm}, m.Datasets...)
+	if m.Runtime != nil {
+		all = append(all, *m.Runtime)
+	}
+	var errs []error
+	for _, r := range all {
+		if !r.IsFile() { // a policy is of images
+			errs = append(errs, policy.Check(r.URI))
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// checkKind refuses a workload that an image has nothing to run with, before it boots.
+func checkKind(m *manifest.Manifest, info *mkimage.Info) error {
+	if m.Workload.Kind == "wasm" && info.Init.Helpers["wasm"] == nil {
+		return errors.New("workload: wasm: the image has no runtime for it; build one with ampoule build --with wasm")
+	}
+	return nil
 }

@@ -103,7 +103,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	}
 	doc, err := manifest.Parse(raw, o.Allow.Has)
 	if err == nil {
-		err = errors.Join(checkPolicy(doc), checkResults(doc, o.Allow.Has(cmdline.AllowHTTP)))
+		err = errors.Join(checkPolicy(doc), checkKind(doc, info), checkResults(doc, o.Allow.Has(cmdline.AllowHTTP)))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", *file, err)

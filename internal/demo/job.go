@@ -7,6 +7,7 @@ import (
 // A Job is what a demo manifest says; the rest is the same in each.
 type Job struct {
 	Algorithm, Dataset string // references by digest
+	Kind, Runtime      string // "" for none said; the runtime is not encrypted
 	Args               []string
 	Deadline           string // of the workload, "" for none of its own
 	MemoryBytes, PIDs  int64
@@ -38,6 +39,12 @@ func (w *World) Manifest(j Job) []byte {
 	}
 	if j.Dataset != "" {
 		m["datasets"] = []any{resource(j.Dataset, DatasetKey)}
+	}
+	if j.Kind != "" {
+		m["workload"] = j.Kind
+	}
+	if j.Runtime != "" {
+		m["runtime"] = map[string]any{"uri": j.Runtime}
 	}
 	if j.Args != nil {
 		m["args"] = j.Args

@@ -7,7 +7,7 @@ func (r *reader) remote(o *object, m *Manifest) {
 	var wishes []wish
 	if a := r.algorithm(o); a != nil {
 		res := r.where(a, false)
-		r.noFile(res)
+		r.algorithmFile(a, res, m)
 		wishes = append(wishes, wish{res, a.n.path, r.broker(a, true)})
 		a.done()
 	}
@@ -52,18 +52,10 @@ func (r *reader) computation(o *object, m *Manifest) {
 	var wishes []wish
 	if a := r.algorithm(o); a != nil {
 		res := r.where(a, true)
-		r.noFile(res)
-		if r.hash(a) != nil {
-			r.problem(a.path("hash"), "is of one file, and this build runs the image as it is: pin the image by digest and set the hash to zeros")
-		}
+		m.Workload.Kind = r.kind(a, "algo_type", "")
+		res.SHA3_256 = r.hash(a)
+		r.algorithmFile(a, res, m)
 		r.base64Key(a, "user_key")
-		switch t := a.text("algo_type"); t {
-		case "", "docker", "oci": // the image's own entrypoint
-		case "bin", "python", "wasm":
-			r.problem(a.path("algo_type"), "%s: not supported in this build; want docker, an image with an entrypoint", t)
-		default:
-			r.problem(a.path("algo_type"), "%.40q is unknown; want docker, an image with an entrypoint", t)
-		}
 		m.Workload.Args = a.texts("algo_args")
 		// Go leaves out what is false, so here silence means no.
 		wishes = append(wishes, wish{res, a.n.path, r.broker(a, false)})
@@ -139,10 +131,14 @@ func (r *reader) algorithm(o *object) *object {
 // finish settles the brokers and puts the resources into the manifest, the algorithm first.
 func (r *reader) finish(m *Manifest, wishes []wish, general []string) {
 	r.settle(m, wishes, general)
+	if a := wishes; m.Workload.Kind == "python" && m.Runtime == nil && len(a) > 0 && a[0].IsFile() && !a[0].Decompress {
+		r.problem("runtime", "is missing: the algorithm is one file, and Python must come from an image")
+	}
 	for i, w := range wishes {
-		if i == 0 {
+		switch {
+		case i == 0:
 			m.Algorithm = *w.Resource
-		} else {
+		case w.Resource != m.Runtime:
 			m.Datasets = append(m.Datasets, *w.Resource)
 		}
 	}

@@ -3,6 +3,7 @@ package manifest
 import (
 	"os"
 	"regexp"
+	"strings"
 	"testing"
 )
 
@@ -38,6 +39,24 @@ func TestExamplesInTheReferenceParse(t *testing.T) {
 			allow = everything
 		}
 		if _, err := Parse(e[1], allow); err != nil {
+			t.Errorf("example %d: %v", i, err)
+		}
+	}
+}
+
+// The examples of kinds are as strict as can be.
+func TestExamplesOfKindsParse(t *testing.T) {
+	b, err := os.ReadFile("../../docs/WORKLOADS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds, _, _ := strings.Cut(string(b), "## Sandbox")
+	examples := regexp.MustCompile("(?s)```json\n(.*?)```").FindAllStringSubmatch(kinds, -1)
+	if len(examples) != 2 {
+		t.Fatalf("%d examples, want 2", len(examples))
+	}
+	for i, e := range examples {
+		if _, err := Parse([]byte(e[1]), nil); err != nil {
 			t.Errorf("example %d: %v", i, err)
 		}
 	}

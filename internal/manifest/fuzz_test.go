@@ -22,6 +22,9 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(encrypted("kbs://k.example/a/b/c", `,"kbs_url":"https://k.example","guest_api":{"resources":["kbs:///a/b/c",{"kbs":"https://l.example","path":"a/b/d"}],"token":true},"files":[{"path":"/x","value":"sealed.a.b.c"}],"images":{"policy":"a/b/c"}`)))
 	f.Add([]byte(`{"version":1,"a":1,"A":2,"algorithm":{}}`))
 	f.Add([]byte(own(`,"datasets":[{"uri":"s3://bucket/a/b.csv","sha256":"` + strings.Repeat("11", 32) + `"},{"uri":"https://h.example/x.zip?sig=1","decompress":true}],"stores":[{"url":"s3://bucket","endpoint":"https://s3.example","region":"r-1"}]`)))
+	f.Add([]byte(ofKind("python", imageMember+`,"path":"a.py","sha3_256":`+sum, `,"runtime":{`+imageMember+`,"encrypted":true,"kbs_resource_path":"a/b/c"},"kbs_url":"https://k.example"`)))
+	f.Add([]byte(ofKind("bin", fileMember+`,"decompress":true`, "")))
+	f.Add([]byte(computation(`,"algo_type":"wasm","hash":[`+strings.Repeat("17,", 31)+`17]`, "")))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if _, err := Parse(raw, nil); err != nil && strings.TrimSpace(err.Error()) == "" {
 			t.Fatal("an error that says nothing")

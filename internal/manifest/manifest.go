@@ -47,6 +47,7 @@ type Manifest struct {
 	ComputationID string // may be empty in Ampoule's own spelling
 	Algorithm     Resource
 	Datasets      []Resource
+	Runtime       *Resource // the image with the interpreter; nil: the algorithm's
 	Workload      Workload
 	Egress        []Egress // where the workload may connect to; none: loopback only
 	Resources     Resources
@@ -75,6 +76,7 @@ type Resource struct {
 	// Of the one regular file in a dataset's image; nil: not given. Parse cannot check them: whoever unpacks the
 	// image must, and must fail where there is more than one file. Of a resource that is a file: of that, decrypted and not yet
 	// decompressed.
+	// Of an algorithm in an image: of the file that is run.
 	SHA256, SHA3_256 []byte
 
 	Decompress bool // the file is an archive whose entries are the dataset
@@ -91,7 +93,8 @@ func (r Resource) Pinned() bool {
 
 // Workload is how the algorithm is run; what is empty comes from the image's config.
 type Workload struct {
-	Kind string   // "oci": the image's own entrypoint
+	Kind string   // "oci": the image's own entrypoint; "bin", "python", "wasm": a file of it; "" (Cocos' spellings only): oci, or bin where there is no entrypoint
+	Path string   // of that file in the image; empty: it is looked for
 	Args []string // nil: the image's; empty: none
 	Env  map[string]string
 	User string // user[:group], by name or number
@@ -203,10 +206,9 @@ func parse(b []byte, allow func(string) bool) (*Manifest, []*node, error) {
 		return nil, nil, r.problems
 	}
 	m := &Manifest{
-		Workload: Workload{Kind: defaultKind},
-		Results:  Results{Path: ResultsPath, LimitBytes: DefaultLimit, Sinks: []Sink{{Type: defaultSink, Deadline: sinkDeadline}}},
-		Logs:     defaultLogs,
-		raw:      bytes.Clone(b),
+		Results: Results{Path: ResultsPath, LimitBytes: DefaultLimit, Sinks: []Sink{{Type: defaultSink, Deadline: sinkDeadline}}},
+		Logs:    defaultLogs,
+		raw:     bytes.Clone(b),
 	}
 	o := r.object(root)
 	switch {

@@ -17,13 +17,16 @@ func (r *reader) own(o *object, m *Manifest) {
 		r.problem(n.path, "is %.20s, want 1", n.text)
 	}
 	r.identify(o, m, "computation_id")
-	o.later("runtime")
+	m.Workload.Kind = r.kind(o, "workload", defaultKind)
 	var wishes []wish
 	if a := r.algorithm(o); a != nil {
 		res := r.where(a, false)
-		r.noFile(res)
-		a.later("sha256", "sha3_256") // of which file? the digest says more
-		r.keyPath(a, res)
+		if !res.IsFile() {
+			r.keyPath(a, res) // of a file, file asks
+		}
+		res.SHA256, res.SHA3_256 = r.hexDigest(a, "sha256", 32), r.hexDigest(a, "sha3_256", 32)
+		res.Decompress, m.Workload.Path = a.flag("decompress", false), r.algorithmPath(a)
+		r.algorithmFile(a, res, m)
 		wishes = append(wishes, wish{res, a.n.path, r.broker(a, true)})
 		a.done()
 	}
@@ -43,6 +46,7 @@ func (r *reader) own(o *object, m *Manifest) {
 			d.done()
 		}
 	}
+	wishes = append(wishes, r.runtime(o, m)...)
 	general := r.brokers(o, m)
 	r.workload(o, m)
 	r.limits(o.child("resources"), m)
@@ -131,13 +135,6 @@ func (r *reader) certificates(o *object, name string) []byte {
 
 func (r *reader) workload(o *object, m *Manifest) {
 	w := &m.Workload
-	switch k := o.text("workload"); k {
-	case "", "oci":
-	case "bin", "python", "wasm":
-		r.problem(o.path("workload"), "%s: not supported in this build; want oci", k)
-	default:
-		r.problem(o.path("workload"), "%.40q is unknown; want oci", k)
-	}
 	r.network(o, m)
 	w.Args = o.texts("args")
 	w.User, w.Cwd = o.text("user"), o.text("cwd")

@@ -72,15 +72,7 @@ func checkBucket(s string) error {
 	return nil
 }
 
-// noFile refuses an algorithm that is one.
-func (r *reader) noFile(res *Resource) {
-	if f, ok := r.objects[res]; ok {
-		r.problem(f.at, "%.200q: an algorithm from %s is not supported in this build, datasets are; want an oci-image, docker://host/repository@sha256:…",
-			withoutQuery(res.URI), res.Type)
-	}
-}
-
-// file judges a dataset's file, once its members are read: which bytes it must have, and what it is called.
+// file judges a dataset's file, or an algorithm's, once its members are read: which bytes it must have, and what it is called.
 func (r *reader) file(o *object, res *Resource, taken map[string]string) {
 	f, ok := r.objects[res]
 	at := f.at

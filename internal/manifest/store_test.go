@@ -81,7 +81,7 @@ func TestParseRefusesFiles(t *testing.T) {
 		"encrypted, with no key":           {dataset(`"uri":"s3://bucket/x","encrypted":true`, broker), "datasets[0].kbs_resource_path: is missing, and the file is encrypted"},
 		"encrypted, with no key, Cocos":    {`{"id":"1","algorithm":{"source":{"url":"` + pinnedURI + `"}},"datasets":[{"source":{"url":"s3://bucket/x","encrypted":true},"kbs":{"url":"https://k.example","enabled":true}}]}`, "datasets[0].source.kbs_resource_path: is missing"},
 		"plain http":                       {dataset(`"uri":"http://h.example/x?secret","sha256":`+sum, ""), `datasets[0].uri: "http://h.example/x": this image allows no plain http`},
-		"an algorithm, Cocos":              {`{"id":"1","algorithm":{"source":{"url":"https://h.example/x.py?secret"},"algo_type":"docker"}}`, `algorithm.source.url: "https://h.example/x.py": an algorithm from https is not supported in this build, datasets are`},
+		"an algorithm, Cocos":              {`{"id":"1","algorithm":{"source":{"url":"https://h.example/x.py?secret"},"algo_type":"docker"}}`, `algorithm.source.url: "https://h.example/x.py": is a file, which has no entrypoint to run`},
 		"a type of another scheme":         {dataset(`"type":"gcs","uri":"https://h.example/x","sha256":`+sum, ""), "datasets[0].uri: \"https://h.example/x\": want gs://…"},
 		"a password":                       {dataset(`"uri":"https://u:secret@h.example/x","sha256":`+sum, ""), "has a user or a fragment"},
 		"a fragment":                       {dataset(`"uri":"https://h.example/x#a","sha256":`+sum, ""), "has a user or a fragment"},

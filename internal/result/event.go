@@ -51,7 +51,7 @@ type Event struct {
 	Time    int64  `json:"t_us"`              // µs since the kernel booted
 	Event   string `json:"event"`             // StepEvent, ProgressEvent or OutcomeEvent
 	Step    string `json:"step,omitempty"`    // of an outcome: the step that ended the run, if one did
-	Input   *int   `json:"input,omitempty"`   // of progress: 0 is the algorithm, n is datasets[n-1]
+	Input   *int   `json:"input,omitempty"`   // of progress: 0 is the algorithm, n is datasets[n-1]; after those the runtime
 	Phase   string `json:"phase,omitempty"`   // of progress: Resolved, Pulling, Verified
 	State   string `json:"state,omitempty"`   // of a step: Start, Done or Failed
 	Micros  int64  `json:"us,omitempty"`      // how long the step took, µs; of progress: since the pull began

@@ -46,7 +46,7 @@ type Predicate struct {
 	Measurement    string   `json:"measurement,omitempty"` // launch digest, 96 hex; a verifier takes the evidence's
 	Sealed         bool     `json:"sealed"`                // the result is encrypted to the manifest's recipients
 	Reason         Reason   `json:"reason"`                // how the run went, up to the sealing
-	Images         []Image  `json:"images"`                // the algorithm first, then the datasets
+	Images         []Image  `json:"images"`                // the algorithm first, then the datasets, then the runtime
 	Workload       Ending   `json:"workload"`
 	Timeline       []Event  `json:"timeline"` // up to the sealing
 	Notes          []string `json:"notes"`    // what was laxer than the strict default, in words
@@ -54,7 +54,7 @@ type Predicate struct {
 
 // Image is one image that the run used, as it was resolved; or one file, which has Content, and neither ConfigDigest nor Layers.
 type Image struct {
-	Name         string   `json:"name"`   // algorithm, datasets[0], …
+	Name         string   `json:"name"`   // algorithm, datasets[0], …, runtime
 	URI          string   `json:"uri"`    // as in the manifest; of a file, without a query
 	Digest       string   `json:"digest"` // of a file: of its bytes as fetched
 	ConfigDigest string   `json:"config_digest,omitempty"`

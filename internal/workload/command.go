@@ -13,6 +13,7 @@ import (
 type ImageConfig struct {
 	Entrypoint, Cmd, Env []string
 	WorkingDir, User     string
+	Labels               map[string]string // of the author's policy, for CheckPolicy
 }
 
 // An Override is what the manifest says of it. Zero fields say nothing.
@@ -97,4 +98,14 @@ func first(s ...string) string {
 		}
 	}
 	return ""
+}
+
+// getEnv is the last value of a variable, "" if there is none.
+func getEnv(env []string, name string) (value string) {
+	for _, kv := range env {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			value = v
+		}
+	}
+	return value
 }

@@ -36,6 +36,7 @@ type pipes struct {
 	out, err, spec, up pipe
 	pass               pipe // a pair of sockets; empty if nothing is to be passed
 	cgroup             int  // the stub's descriptor of the workload's; 0: none
+	program            int  // the stub's descriptor of what it executes; 0: there is a path to it
 	copied             chan struct{}
 	copiers            int
 }
@@ -102,7 +103,7 @@ func (p *pipes) talk(s Spec) <-chan account {
 	told := make(chan account, 1)
 	go func() {
 		o := orderOf(s)
-		o.Cgroup = p.cgroup
+		o.Cgroup, o.Program = p.cgroup, p.program
 		sent := json.NewEncoder(p.spec.w).Encode(o)
 		p.spec.w.Close()
 		said, err := io.ReadAll(io.LimitReader(p.up.r, maxFault))

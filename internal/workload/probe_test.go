@@ -94,6 +94,11 @@ func probe(args []string) int {
 	case "leave": // ends while its children hang
 		breed("hang", args[1])
 		return 3
+	case "killer": // of all that it may kill, and of the first process
+		for _, pid := range []int{1, -1} {
+			fmt.Println(unix.Kill(pid, unix.SIGKILL))
+		}
+		return 7
 	case "segv":
 		var byDefault [4]uint64 // struct sigaction: the kernel's answer, not the Go runtime's
 		unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGSEGV), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0)

@@ -43,7 +43,7 @@ func makeRoot(o *order) error {
 		return err
 	}
 	defer r.Close()
-	for _, m := range []func(*os.Root, *order) error{mountInputs, makeTmp, nameLocalhost, layFiles, mountDev, mountProc} {
+	for _, m := range []func(*os.Root, *order) error{mountInputs, layAlgorithm, makeTmp, nameLocalhost, layFiles, mountDev, mountProc} {
 		if err := m(r, o); err != nil {
 			return err
 		}

@@ -30,11 +30,15 @@ type order struct {
 	Listen                                []string
 	Cgroup                                int  // a descriptor of the workload's, or 0
 	Strict                                bool // no wall may be missing: it is PID 1 that asks
+	Algorithm                             string
+	Links                                 map[string]string
+	Program                               int // a descriptor, or 0
 }
 
 func orderOf(s Spec) order {
 	o := order{Root: s.Root, Cwd: s.Cwd, Datasets: s.Datasets, Results: s.Results, Scratch: s.Scratch,
-		Args: s.Args, Env: s.Env, UID: s.UID, GID: s.GID, ScratchBytes: s.ScratchBytes, Strict: os.Getpid() == 1}
+		Args: s.Args, Env: s.Env, UID: s.UID, GID: s.GID, ScratchBytes: s.ScratchBytes, Strict: os.Getpid() == 1,
+		Algorithm: s.Algorithm, Links: s.Links}
 	for _, v := range s.Services {
 		o.Listen = append(o.Listen, v.Addr)
 	}
@@ -148,9 +152,12 @@ func become(up io.Writer) error {
 	}); err != nil {
 		return err
 	}
-	path, err := lookPath(o.Args[0], o.Env)
-	if err != nil {
-		return asProgram(err)
+	path := fmt.Sprintf("/proc/self/fd/%d", o.Program)
+	if o.Program == 0 {
+		var err error
+		if path, err = lookPath(o.Args[0], o.Env); err != nil {
+			return asProgram(err)
+		}
 	}
 	if _, err := io.WriteString(up, ready); err != nil {
 		return err

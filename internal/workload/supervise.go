@@ -61,7 +61,13 @@ func start(o *order) (p child, said string, err error) {
 		sys.UseCgroupFD, sys.CgroupFD = true, o.Cgroup
 	}
 	files := []uintptr{0, 1, 2, specR.Fd(), upW.Fd()}
-	for _, fd := range files[3:] {
+	rest := *o
+	rest.Files = nil // they lie there already
+	if o.Program != 0 {
+		rest.Program = len(files)
+		files = append(files, uintptr(o.Program))
+	}
+	for _, fd := range files[3:5] {
 		unix.SetNonblock(int(fd), false)
 	}
 	p.pid, _, err = syscall.StartProcess("/proc/self/exe", []string{programName}, &syscall.ProcAttr{Dir: "/", Env: []string{}, Files: files, Sys: sys})
@@ -74,8 +80,6 @@ func start(o *order) (p child, said string, err error) {
 	if err := keepOnlyKill(); err != nil {
 		return p, "", err
 	}
-	rest := *o
-	rest.Files = nil // they lie there already
 	sent := json.NewEncoder(specW).Encode(rest)
 	specW.Close()
 	b, err := io.ReadAll(io.LimitReader(upR, maxFault))

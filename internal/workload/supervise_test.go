@@ -115,6 +115,15 @@ func TestTheStubHasNothingToGive(t *testing.T) {
 	}
 }
 
+// TestTheStubCannotBeKilled: not by name, and not among all processes that there are.
+func TestTheStubCannotBeKilled(t *testing.T) {
+	s, stdout, _ := sandbox(t, "killer")
+	mustRun(t, s, Outcome{Exit: 7})
+	if said, _, _ := strings.Cut(stdout.String(), "\n"); said != unix.EPERM.Error() {
+		t.Errorf("SIGKILL to the stub: %s", stdout)
+	}
+}
+
 // TestSetuidProgramsAreTheUsers: what an image marks as root's to be is nobody's.
 func TestSetuidProgramsAreTheUsers(t *testing.T) {
 	s, stdout, _ := sandbox(t, "facts")

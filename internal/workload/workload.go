@@ -33,6 +33,10 @@ type Spec struct {
 	Results  string   // folder, seen as /cocos/results and given to UID; MountBounded bounds it
 	Scratch  string   // an empty folder on which the sandbox mounts its scratch
 
+	Algorithm string            // a tree, seen read-only as /cocos/algorithm; "": none besides Root
+	Links     map[string]string // symbolic links in /cocos, absolute path to target; the image's own things of these names give way
+	Program   *os.File          // what is executed, with Args as its argv; nil: Args[0]. No path of the sandbox leads to it
+
 	Files []File // laid over the image, read-only, for UID alone to read
 
 	Services []Service // that answer the program; at most 128
@@ -95,6 +99,10 @@ func Run(ctx context.Context, r *guest.Reaper, s Spec) (out Outcome, err error) 
 	if group != nil {
 		p.cgroup = len(files)
 		files = append(files, group.fd)
+	}
+	if s.Program != nil {
+		p.program = len(files)
+		files = append(files, s.Program)
 	}
 	child, err := r.Start("/proc/self/exe", []string{stubName}, &os.ProcAttr{Dir: "/", Files: files, Sys: sys})
 	if err != nil {
