@@ -19,7 +19,7 @@ var never = []string{
 	"github.com/containers/ocicrypt", "github.com/u-root/u-root",
 	"github.com/google/go-containerregistry/pkg/v1", "github.com/google/go-containerregistry/pkg/authn", "github.com/docker/cli", "github.com/sirupsen/logrus",
 	module + "/mkimage", module + "/qemu", module + "/cmd", module + "/test", module + "/kernel-config",
-	module + "/internal/verify", module + "/internal/measure", module + "/internal/psp", module + "/internal/paravisor", module + "/internal/demo", module + "/internal/debian", module + "/internal/bench", module + "/internal/kbs/kbsserver",
+	module + "/internal/verify", module + "/internal/measure", module + "/internal/keypolicy", module + "/internal/psp", module + "/internal/paravisor", module + "/internal/demo", module + "/internal/debian", module + "/internal/bench", module + "/internal/kbs/kbsserver",
 }
 
 const module = "github.com/ampoule-vm/ampoule"
@@ -147,13 +147,15 @@ var arrows = map[string]string{
 	"internal/sink":                "image internal/evidence internal/result",
 	"internal/workload":            "internal/guest",
 	"internal/wasmrun":             "",
+	"internal/doctor":              "internal/cmdline internal/evidence internal/measure kernel-config mkimage",
 	"internal/kbs":                 "internal/evidence internal/tee",
 	"internal/verify":              "internal/evidence internal/manifest internal/result", // a receipt is about these
 	"internal/kbs/kbsserver":       "internal/verify internal/evidence internal/manifest",
 	"internal/keyprovider":         "image",
-	"internal/psp":                 "internal/evidence internal/measure",
+	"internal/psp":                 "internal/evidence internal/measure internal/result",
 	"internal/kbs/kbsserver/store": "internal/evidence",
 	"internal/kbs/kbsserver/rego":  "",
+	"internal/keypolicy":           "internal/evidence internal/kbs/kbsserver internal/measure",
 	"mkimage":                      "kernel-config internal/cmdline internal/evidence internal/manifest internal/measure internal/progress",
 	"qemu":                         "qemu/vhostvsock internal/cmdline internal/evidence internal/manifest internal/measure internal/psp internal/result",
 	"qemu/vhostvsock":              "",
@@ -164,10 +166,11 @@ var arrows = map[string]string{
 	"test/probe":                   "",
 	"test/quoter":                  "internal/guest",
 	"test/bridge":                  "",
+	"test/measured":                "",
 	"init": "image internal/cmdline internal/egress internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/object internal/registryauth internal/secret internal/result internal/sink internal/source " +
 		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/tree internal/workload",
-	"cmd/ampoule": "image mkimage qemu internal/bench internal/cmdline internal/debian internal/demo internal/evidence internal/imagepolicy internal/kbs " +
-		"internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keyprovider internal/manifest internal/object " +
+	"cmd/ampoule": "image mkimage qemu internal/bench internal/cmdline internal/debian internal/demo internal/doctor internal/evidence internal/imagepolicy internal/kbs " +
+		"internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keypolicy internal/keyprovider internal/manifest internal/measure internal/object " +
 		"internal/progress internal/psp internal/registryauth internal/result internal/sink internal/tee/sample internal/timeline internal/verify",
 }
 

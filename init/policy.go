@@ -20,7 +20,8 @@ const maxPolicyKeys = 32
 // admission is an image policy and the keys that it names, by their path at the broker. They are public keys.
 type admission struct {
 	*imagepolicy.Policy
-	keys map[string][]byte
+	digest [32]byte // SHA-256 of its text
+	keys   map[string][]byte
 }
 
 func (r *run) admitInline(ctx context.Context) error {
@@ -37,7 +38,8 @@ func (r *run) admitBy(ctx context.Context, name string, policy []byte, broker st
 	if err != nil {
 		return fmt.Errorf("image policy %s: %w", name, err)
 	}
-	r.private.Info("image policy", "from", name, "sha256", fmt.Sprintf("%x", sha256.Sum256(policy)))
+	digest := sha256.Sum256(policy)
+	r.private.Info("image policy", "from", name, "sha256", fmt.Sprintf("%x", digest))
 	var errs []error
 	var wants []kbs.Want
 	seen := map[string]bool{}
@@ -61,7 +63,7 @@ func (r *run) admitBy(ctx context.Context, name string, policy []byte, broker st
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	r.policy = &admission{p, map[string][]byte{}}
+	r.policy = &admission{p, digest, map[string][]byte{}}
 	if len(wants) == 0 {
 		return nil
 	}

@@ -91,6 +91,7 @@ func (m *meter) add(n int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.event.Bytes += n
+	m.r.pulled.Add(n)
 	m.sent = false
 	if now := m.r.uptime(); now >= m.next || m.event.Bytes == m.event.Total {
 		m.next = now + m.every
@@ -260,7 +261,7 @@ func (r *run) predicate() result.Predicate {
 	_, reason := r.verdict()
 	sha384 := r.doc.SHA384()
 	p := result.Predicate{
-		ComputationID: r.doc.ComputationID, Init: version(), Profile: r.opts.Profile,
+		ComputationID: r.doc.ComputationID, Profile: r.opts.Profile,
 		ManifestSHA384: fmt.Sprintf("%x", sha384), InitdataSHA256: fmt.Sprintf("%x", r.initdataDigest()),
 		Binding: r.binding, Measurement: r.launch.String(), Sealed: r.sealed(), Reason: reason,
 		Workload: result.Ending{
@@ -275,6 +276,7 @@ func (r *run) predicate() result.Predicate {
 		p.Images = append(p.Images, in.described())
 	}
 	p.Notes = r.notes()
+	r.provenance(&p)
 	return p
 }
 

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ampoule-vm/ampoule/image"
@@ -36,6 +37,7 @@ type run struct {
 	doc         *manifest.Manifest             // manifest
 	initdata    []byte                         // bind
 	launch      evidence.Measurement           // bind
+	tcb         []byte                         // bind; as the hardware reports it, nil where it reports none
 	register    string                         // bind; what the guest extended with the manifest's digest, or ""
 	binding     string                         // bind; "" until the manifest is known to be the owner's
 	inputs      []*input                       // resolve
@@ -50,6 +52,7 @@ type run struct {
 	started     time.Duration                  // execute
 	ended       time.Duration                  // execute
 	parcel      *parcel                        // seal
+	pulled      atomic.Int64                   // pull; bytes
 
 	buffers *image.Buffers // of all pulls together
 

@@ -94,7 +94,7 @@ func (r *run) bind(ctx context.Context) error {
 	if err != nil {
 		return because(result.NoTEE, err)
 	}
-	r.launch = launch.Measurement
+	r.launch, r.tcb = launch.Measurement, ev.TCB()
 	atStart, err := boundAtStart(launch, digest, r.opts, r.doc.SHA384())
 	if err != nil {
 		return err
@@ -384,19 +384,7 @@ func (r *run) seal(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	statement, err := result.NewStatement(r.predicate(), p.digests.Sealed[:])
-	if err != nil {
-		return err
-	}
-	ev, err := r.dev.Evidence(ctx, result.ReportData(statement))
-	if err != nil {
-		return because(result.NoTEE, err)
-	}
-	body, err := ev.JSON()
-	if err != nil {
-		return err
-	}
-	if p.receipt, err = result.NewReceipt(statement, string(ev.Kind), body); err != nil {
+	if p.receipt, err = r.receipt(ctx, p.digests); err != nil {
 		return err
 	}
 	r.parcel = p

@@ -24,6 +24,9 @@ var parameters = []string{
 	"tsc=reliable", "no-kvmclock", // the CPU's clock rather than the hypervisor's page
 }
 
+// Parameters are those that every image has.
+func Parameters() []string { return slices.Clone(parameters) }
+
 // Cmdline is the command line of an image: the one definition, for booting it and for predicting its measurement.
 // extra comes last.
 func Cmdline(profile string, o cmdline.Options, extra string) string {

@@ -182,6 +182,9 @@ func (d *demoRun) show(out string, report *qemu.Report, std stdio) error {
 	if err != nil {
 		return err
 	}
+	if err := completeSimulated(std, report.ReceiptPath, d.psp, evidence.SNP); err != nil {
+		return err
+	}
 	receipt, err := std.readFile(report.ReceiptPath, result.MaxReceipt)
 	if err != nil {
 		return err

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/verify"
@@ -52,7 +51,7 @@ type evidenceFacts struct {
 
 // verifyEvidence judges evidence by itself, without a receipt around it.
 func verifyEvidence(ctx context.Context, std stdio, f evidenceFlags, want verify.Expect, allowSample, asJSON bool) error {
-	o := verify.Options{Roots: want.Roots, Intel: want.Intel, Measurements: want.Measurements, AllowSample: allowSample}
+	o := verify.Options{Roots: want.Roots, Intel: want.Intel, Measurements: want.Measurements, Image: want.Image, AllowSample: allowSample}
 	facts := evidenceFacts{Kind: evidence.Kind(f.kind)}
 	skipped := func(given bool, what string) {
 		if !given {
@@ -78,12 +77,9 @@ func verifyEvidence(ctx context.Context, std stdio, f evidenceFlags, want verify
 		}
 		o.InitData = digest
 	}
-	if f.at != "" {
-		t, err := time.Parse(time.DateOnly, f.at)
-		if err != nil {
-			return usagef("--at %q: want a date as 2026-01-31", f.at)
-		}
-		o.Now = t
+	var err error
+	if o.Now, err = moment(f.at); err != nil {
+		return err
 	}
 	if err := f.judges(&o); err != nil {
 		return err

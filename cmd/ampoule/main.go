@@ -43,6 +43,8 @@ var verbs = []verb{
 	{"build", "make kernel, initramfs, command line and build.json", buildVerb},
 	{"run", "start a VM, give it a manifest, collect result and receipt", runVerb},
 	{"trace", "show where the time of a run went", traceVerb},
+	{"measure", "say what a VM will measure, before it boots", measureVerb},
+	{"policy", "make key broker policies from measurements", policyVerb},
 	{"verify", "check a receipt and print what it proves", verifyVerb},
 	{"open", "decrypt a sealed result", openVerb},
 	{"encrypt", "encrypt the layers of an OCI image", encryptVerb},
@@ -50,6 +52,8 @@ var verbs = []verb{
 	{"pull", "unpack an image on this machine as a guest would", pullVerb},
 	{"kbs", "serve keys to attested VMs (development broker)", kbsVerb},
 	{"manifest", "check, digest, wrap or pin a manifest", manifestVerb},
+	{"selftest", "run an image's checklist, on hardware or simulated", selftestVerb},
+	{"doctor", "examine this machine, a firmware, a kernel, an image", doctorVerb},
 	{"bench", "time whole runs, as medians", benchVerb},
 	{"version", "print the version", versionVerb},
 }

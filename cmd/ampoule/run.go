@@ -12,6 +12,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/kbs/kbsserver"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/measure"
 	"github.com/ampoule-vm/ampoule/internal/psp"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/timeline"
@@ -184,6 +185,11 @@ func runOn(ctx context.Context, cfg qemu.Config, doc *manifest.Manifest, facts r
 	if err != nil {
 		return err
 	}
+	if cfg.Simulated {
+		if err := completeSimulated(std, report.ReceiptPath, cfg.PSPDir, cfg.TEE); err != nil {
+			std.say("%v", err)
+		}
+	}
 	if o := report.Outcome; broker != nil && o != nil && o.Reason == result.Denied {
 		if facts.Denials, err = broker.denials(); err != nil {
 			std.say("%v", err)
@@ -244,6 +250,7 @@ func testRoot(chip *psp.PSP, kind evidence.Kind) []byte {
 // runFacts is what run prints as JSON. A dry run has the first two alone.
 type runFacts struct {
 	Measurement evidence.Measurement `json:"measurement,omitzero"` // that the simulated processor will sign
+	Predicted   *measure.Prediction  `json:"predicted,omitempty"`  // on hardware
 	Initdata    string               `json:"initdata_sha256"`
 	Outcome     *result.Event        `json:"outcome,omitempty"`
 	Result      string               `json:"result,omitempty"`

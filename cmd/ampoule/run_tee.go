@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"encoding/base64"
 	"flag"
 	"fmt"
 
 	"github.com/ampoule-vm/ampoule/internal/evidence"
+	"github.com/ampoule-vm/ampoule/internal/measure"
 	"github.com/ampoule-vm/ampoule/qemu"
 )
 
@@ -49,12 +51,39 @@ func (f teeFlags) hardware(kind evidence.Kind, std stdio) (*qemu.TEE, error) {
 	return t, nil
 }
 
-// launched is what a dry run says of a VM on hardware, whose measurement is ampoule measure's to predict.
+// launched is what a dry run says of a VM on hardware.
 func launched(std stdio, cfg qemu.Config, facts runFacts, asJSON bool) error {
 	facts.Command = cfg.Command()
+	var err error
+	if facts.Predicted, err = predicted(std, cfg); err != nil {
+		std.say("the launch is not predicted: %v", err)
+	}
 	if asJSON {
 		return std.json(facts)
 	}
-	_, err := fmt.Fprintf(std.out, "initdata-sha256 %s\n%s\n", facts.Initdata, facts.Command)
+	if facts.Predicted != nil {
+		printPrediction(std, facts.Predicted)
+	}
+	_, err = fmt.Fprintf(std.out, "initdata-sha256 %s\n%s\n", facts.Initdata, facts.Command)
 	return err
+}
+
+// predicted is what this VM will measure.
+func predicted(std stdio, cfg qemu.Config) (*measure.Prediction, error) {
+	s := measure.Shape{Name: "vm", TEE: measure.TEE(cfg.Hardware.Kind), VMM: measure.OnQEMU, VCPUs: cfg.Shape.VCPUs, Memory: cfg.Shape.MemoryMiB, Firmware: cfg.Shape.Firmware}
+	if s.TEE == measure.OnSNP {
+		s.CPU = cmp.Or(cfg.Hardware.CPU, qemu.DefaultSNPCPU)
+	}
+	f := measure.Files{Cmdline: cfg.Cmdline, InitData: &cfg.HostData}
+	var firmware []byte
+	for _, part := range []struct {
+		dst  *[]byte
+		path string
+	}{{&f.Kernel, cfg.Kernel}, {&f.Initrd, cfg.Initrd}, {&firmware, cfg.Shape.Firmware}} {
+		var err error
+		if *part.dst, err = std.readFile(part.path, maxPart); err != nil {
+			return nil, err
+		}
+	}
+	return measure.Predict(s, f, firmware)
 }

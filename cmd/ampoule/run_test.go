@@ -76,6 +76,9 @@ func TestDryRunOnHardware(t *testing.T) {
 		if code := dispatch(t.Context(), args, stdio{strings.NewReader(""), &stdout, &stderr}); code != 0 {
 			t.Fatalf("%s: exit code %d:\n%s", name, code, &stderr)
 		}
+		if !strings.Contains(stderr.String(), "the launch is not predicted: ") {
+			t.Errorf("%s: a firmware that is none is measured:\n%s", name, &stderr)
+		}
 		for _, want := range append(c.want, hex.EncodeToString(init[:])) {
 			if !strings.Contains(stdout.String(), want) {
 				t.Errorf("%s: %q is not in:\n%s", name, want, &stdout)

@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"filippo.io/age"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -264,11 +265,16 @@ func finished(ts *testscript.TestScript, p *psp.PSP, file string) error {
 	rand.Read(launch.Measurement[:])
 	launch.HostData = manifest.InitdataDigest(manifest.Wrap(raw))
 	sum, exit := m.SHA384(), 0
+	quick := evidence.Evidence{Kind: evidence.SNP}
+	if quick.Report, err = p.Report(launch, [64]byte{}); err != nil {
+		return err
+	}
 	statement, err := result.NewStatement(result.Predicate{
-		Init: "test", Profile: "simulation", Binding: result.BindLaunch, Sealed: true, Reason: result.OK,
+		Completed: time.Now().UTC().Format(result.TimeFormat), Build: result.Build{Init: "test", Cmdline: strings.Repeat("00", 32)},
+		TEE: result.TEE{Kind: "snp", TCB: hex.EncodeToString(quick.TCB())}, Profile: "simulation", Binding: result.BindLaunch, Sealed: true, Reason: result.OK,
 		ManifestSHA384: hex.EncodeToString(sum[:]), InitdataSHA256: hex.EncodeToString(launch.HostData[:]),
 		Measurement: launch.Measurement.String(), Workload: result.Ending{Exit: &exit, Ended: 1},
-	}, digests.Sealed[:])
+	}, result.NewSubject(result.SealedName, digests.Sealed[:]), result.NewSubject(result.TarName, digests.Tar[:]))
 	if err != nil {
 		return err
 	}

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,27 +16,55 @@ import (
 
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
+	"github.com/ampoule-vm/ampoule/internal/measure"
 	"github.com/ampoule-vm/ampoule/internal/verify"
 )
 
-// readMeasurements reads a JSON list. An empty one would accept nothing, which nobody means.
-func readMeasurements(std stdio, file string) ([]evidence.Measurement, error) {
-	b, err := std.readFile(file, 1<<20)
+// readMeasurements reads measurements.json, of which image is what a launch measurement alone does not say, or a JSON list of
+// launch measurements. An empty list would accept nothing, which nobody means.
+func readMeasurements(std stdio, file string) (list []evidence.Measurement, image func(*verify.Claims) error, err error) {
+	b, err := std.readFile(file, maxMeasurements)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	if bytes.HasPrefix(bytes.TrimSpace(b), []byte("{")) {
+		m, err := measure.ParseMeasurements(b)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--measurements %s: %w", file, err)
+		}
+		return m.Launch(), asPredicted(m), nil
+	}
+	list, err = measurementList(b)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--measurements %s: %w", file, err)
+	}
+	return list, nil, nil
+}
+
+// asPredicted holds evidence against the predictions of one image.
+func asPredicted(m *measure.Measurements) func(*verify.Claims) error {
+	return func(c *verify.Claims) error {
+		o := measure.Observed{Kind: c.Kind, Measurement: c.Measurement, PCR: c.PCRs}
+		if c.TDX != nil {
+			o.RTMR = &c.TDX.RTMR
+		}
+		return m.Match(o)
+	}
+}
+
+func measurementList(b []byte) ([]evidence.Measurement, error) {
 	var texts []string // not of measurements: null would be one of zeros
 	if err := json.Unmarshal(b, &texts); err != nil {
-		return nil, fmt.Errorf("--measurements %s: want a JSON list of strings: %w", file, err)
+		return nil, fmt.Errorf("want measurements.json, or a JSON list of strings: %w", err)
 	}
 	if len(texts) == 0 {
-		return nil, fmt.Errorf("--measurements %s: the list is empty", file)
+		return nil, errors.New("the list is empty")
 	}
 	var list []evidence.Measurement
 	for i, s := range texts {
 		m, err := evidence.ParseMeasurement(s)
 		if err != nil {
-			return nil, fmt.Errorf("--measurements %s: entry %d: %w", file, i, err)
+			return nil, fmt.Errorf("entry %d: %w", i, err)
 		}
 		list = append(list, m)
 	}

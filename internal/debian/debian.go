@@ -246,6 +246,15 @@ func (r *Root) Path(name string) (string, error) {
 	return "", fmt.Errorf("%s has no program %s", r.dir, name)
 }
 
+// File is where the root has a file, which is named as its package has it, without a slash at the beginning.
+func (r *Root) File(name string) (string, error) {
+	path := filepath.Join(r.dir, name)
+	if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() {
+		return "", fmt.Errorf("%s has no file %s", r.dir, name)
+	}
+	return path, nil
+}
+
 // Command runs a program of the root with the root's own dynamic loader and libraries. Other than those, it sees this
 // machine's files: give skopeo --insecure-policy, for one. An error in finding it is Run's and Start's.
 func (r *Root) Command(ctx context.Context, name string, args ...string) *exec.Cmd {

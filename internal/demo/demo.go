@@ -6,6 +6,7 @@ package demo
 
 import (
 	"context"
+	"crypto/tls"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -49,7 +50,9 @@ type World struct {
 	Broker   string // URL as the VM has it
 	PSP      *psp.PSP
 	Identity *age.X25519Identity
+	CA       []byte // PEM; nil where both speak plain http
 
+	tls    *tls.Config
 	audit  *os.File // the broker's log
 	cancel context.CancelFunc
 	done   []chan error
@@ -57,8 +60,34 @@ type World struct {
 
 // NewWorld starts registry and broker on free ports. Close ends them. wrap, if not nil, goes between the registry and
 // whoever asks it: a test's hostile network.
-func NewWorld(ctx context.Context, dir, pspDir string, wrap func(http.Handler) http.Handler) (_ *World, err error) {
+func NewWorld(ctx context.Context, dir, pspDir string, wrap func(http.Handler) http.Handler) (*World, error) {
+	chip, err := psp.New(pspDir)
+	if err != nil {
+		return nil, err
+	}
+	root, err := verify.LoadRoot(chip.RootPEM())
+	if err != nil {
+		return nil, err
+	}
+	intel, err := verify.LoadIntelRoot(chip.TDXRootPEM())
+	if err != nil {
+		return nil, err
+	}
+	return newWorld(ctx, &World{Dir: dir, PSP: chip}, kbsserver.Config{Roots: []verify.Root{root}, Intel: intel}, wrap)
+}
+
+// NewTLSWorld is a World in which both speak TLS, as a production image wants it. conf says whose evidence the broker takes; its Dir and
+// Log are not used.
+func NewTLSWorld(ctx context.Context, dir string, conf kbsserver.Config) (*World, error) {
 	w := &World{Dir: dir}
+	var err error
+	if w.tls, w.CA, err = selfSigned(); err != nil {
+		return nil, err
+	}
+	return newWorld(ctx, w, conf, nil)
+}
+
+func newWorld(ctx context.Context, w *World, conf kbsserver.Config, wrap func(http.Handler) http.Handler) (_ *World, err error) {
 	ctx, w.cancel = context.WithCancel(ctx)
 	defer func() {
 		if err != nil {
@@ -68,24 +97,14 @@ func NewWorld(ctx context.Context, dir, pspDir string, wrap func(http.Handler) h
 	if err := os.MkdirAll(filepath.Join(w.kbsDir(), "keys"), 0o700); err != nil {
 		return nil, err
 	}
-	if w.PSP, err = psp.New(pspDir); err != nil {
-		return nil, err
-	}
-	root, err := verify.LoadRoot(w.PSP.RootPEM())
-	if err != nil {
-		return nil, err
-	}
-	intel, err := verify.LoadIntelRoot(w.PSP.TDXRootPEM())
-	if err != nil {
-		return nil, err
-	}
 	if w.Identity, err = age.GenerateX25519Identity(); err != nil {
 		return nil, err
 	}
-	if w.audit, err = os.OpenFile(filepath.Join(dir, "broker.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644); err != nil {
+	if w.audit, err = os.OpenFile(filepath.Join(w.Dir, "broker.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644); err != nil {
 		return nil, err
 	}
-	broker, err := kbsserver.New(kbsserver.Config{Dir: w.kbsDir(), Roots: []verify.Root{root}, Intel: intel, Log: slog.New(slog.NewTextHandler(w.audit, nil))})
+	conf.Dir, conf.Log = w.kbsDir(), slog.New(slog.NewTextHandler(w.audit, nil))
+	broker, err := kbsserver.New(conf)
 	if err != nil {
 		return nil, err
 	}
@@ -102,6 +121,9 @@ func NewWorld(ctx context.Context, dir, pspDir string, wrap func(http.Handler) h
 		return nil, err
 	}
 	w.Broker = "http://" + net.JoinHostPort(guestHost, port)
+	if w.tls != nil {
+		w.Broker = "https://" + net.JoinHostPort(guestHost, port)
+	}
 	return w, nil
 }
 
@@ -112,12 +134,16 @@ func (w *World) serve(ctx context.Context, h http.Handler) (port string, err err
 	if err != nil {
 		return "", err
 	}
-	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	port = strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	if w.tls != nil {
+		l = tls.NewListener(l, w.tls)
+	}
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}
 	done := make(chan error, 1)
 	w.done = append(w.done, done)
 	go func() { done <- s.Serve(l) }()
 	context.AfterFunc(ctx, func() { s.Close() })
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port), nil
+	return port, nil
 }
 
 // Close ends registry and broker.
@@ -151,7 +177,11 @@ func (w *World) Publish(ctx context.Context, img v1.Image, name, path string) (s
 
 // Push uploads img as it is and returns the reference that the VM should pull, by digest.
 func (w *World) Push(ctx context.Context, img v1.Image, name string) (string, error) {
-	if _, err := image.Push(ctx, img, "docker://"+w.Registry+"/"+name, image.Options{PlainHTTP: true}); err != nil {
+	transport, err := image.NewTransport(w.CA, "")
+	if err != nil {
+		return "", err
+	}
+	if _, err := image.Push(ctx, img, "docker://"+w.Registry+"/"+name, image.Options{Transport: transport, PlainHTTP: w.tls == nil}); err != nil {
 		return "", err
 	}
 	digest, err := img.Digest()
@@ -173,9 +203,14 @@ func (w *World) SetKey(path string, key []byte) error {
 
 // Allow writes the broker's policy: each of paths goes to this measurement with this manifest, and to nobody else.
 func (w *World) Allow(m evidence.Measurement, raw []byte, paths ...string) error {
+	return w.AllowAny([]evidence.Measurement{m}, raw, paths...)
+}
+
+// AllowAny is Allow for a VM that may measure to one thing or another.
+func (w *World) AllowAny(ms []evidence.Measurement, raw []byte, paths ...string) error {
 	p := kbsserver.Policy{}
 	for _, path := range paths {
-		p[path] = kbsserver.Rule{Measurements: []evidence.Measurement{m}, InitData: []kbsserver.Digest{manifest.InitdataDigest(manifest.Wrap(raw))}}
+		p[path] = kbsserver.Rule{Measurements: ms, InitData: []kbsserver.Digest{manifest.InitdataDigest(manifest.Wrap(raw))}}
 	}
 	b, err := json.MarshalIndent(p, "", "  ")
 	if err != nil {

@@ -2,6 +2,7 @@ package demo
 
 import (
 	"encoding/json"
+	"net"
 )
 
 // A Job is what a demo manifest says; the rest is the same in each.
@@ -36,6 +37,11 @@ func (w *World) Manifest(j Job) []byte {
 		"algorithm":      resource(j.Algorithm, AlgorithmKey),
 		"results":        map[string]any{"recipients": []string{w.Identity.Recipient().String()}},
 		"kbs":            []any{map[string]any{"url": w.Broker}},
+	}
+	if w.CA != nil {
+		_, port, _ := net.SplitHostPort(w.Registry)
+		m["kbs"] = []any{map[string]any{"url": w.Broker, "ca": string(w.CA)}}
+		m["registries"] = []any{map[string]any{"host": net.JoinHostPort(guestHost, port), "ca": string(w.CA)}}
 	}
 	if j.Dataset != "" {
 		m["datasets"] = []any{resource(j.Dataset, DatasetKey)}

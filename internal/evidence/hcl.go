@@ -66,6 +66,11 @@ func ParseHCL(b []byte) (HCLReport, error) {
 	return h, nil
 }
 
+// Padded says that nothing but zeros is behind the variable data of the report that h was read from.
+func (h *HCLReport) Padded(report []byte) bool {
+	return len(bytes.TrimLeft(report[hclVarData+len(h.VarData):], "\x00")) == 0
+}
+
 // readVarData takes the key and the user data. Other members are the paravisor's own affair, and new ones come.
 func (h *HCLReport) readVarData() error {
 	m, err := Object(h.VarData)

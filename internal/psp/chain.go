@@ -21,7 +21,7 @@ import (
 	sevtest "github.com/google/go-sev-guest/testing"
 )
 
-// chainFile holds the ARK, ASK and VCEK certificates and the private key of the VCEK, as PEM in this order. The keys of
+// chainFile holds the ARK, ASK and VCEK certificates, the private key of the VCEK and the ARK's CRL, as PEM in this order. The keys of
 // ARK and ASK are thrown away once they have signed: nothing needs a second chip.
 const chainFile = "simulated-psp.pem"
 
@@ -119,7 +119,11 @@ func newChain() ([]byte, error) {
 	for _, c := range []*x509.Certificate{s.Ark, s.Ask, s.Vcek} {
 		out = append(out, certPEM(c)...)
 	}
-	return appendKey(out, key)
+	if out, err = appendKey(out, key); err != nil {
+		return nil, err
+	}
+	crl, err := emptyCRL(s.Ark, ark, x509.SHA384WithRSAPSS)
+	return append(out, pem.EncodeToMemory(&pem.Block{Type: crlBlock, Bytes: crl})...), err
 }
 
 func appendKey(out []byte, key *ecdsa.PrivateKey) ([]byte, error) {
@@ -183,6 +187,9 @@ func parseChain(b []byte) (*PSP, error) {
 		return nil, err
 	}
 	p := &PSP{ark: certs[0], ask: certs[1], vcek: certs[2], key: key}
+	if lists := splitBlocks(b)[crlBlock]; len(lists) == 1 {
+		p.crl = lists[0]
+	}
 	exts, err := kds.VcekCertificateExtensions(p.vcek)
 	if err != nil {
 		return nil, fmt.Errorf("VCEK: %w", err)

@@ -38,6 +38,7 @@ const policy = 1<<16 | 1<<17
 type PSP struct {
 	ark, ask, vcek *x509.Certificate
 	key            *ecdsa.PrivateKey // of the VCEK
+	crl            []byte            // of the ark; nil in the file of an older version
 	chipID         [64]byte
 	tdx            *tdxModule
 }

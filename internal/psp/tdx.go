@@ -31,6 +31,12 @@ const (
 	xfam         = 0x618e7
 )
 
+// teeTCBSVN is the patch level of the simulated TDX module: its own SVN, its major version, and that of the SEAM loader.
+var teeTCBSVN = [16]byte{2, 1, 6}
+
+// enclaveName is what the simulated quoting enclave has for code: its SHA-256 is MRENCLAVE, and MRSIGNER.
+const enclaveName = "ampoule simulated quoting enclave"
+
 // intelVendor is the id of Intel's quoting enclave, 939a7233-f79c-4ca9-940a-0db3957f0607: verifiers know no other.
 var intelVendor, _ = hex.DecodeString("939a7233f79c4ca9940a0db3957f0607")
 
@@ -38,7 +44,7 @@ var intelVendor, _ = hex.DecodeString("939a7233f79c4ca9940a0db3957f0607")
 // MRTD and the host data, padded with zeros, its MRCONFIGID. The RTMRs are zero: nothing was measured after the launch.
 func (p *PSP) Quote(l Launch, reportData [64]byte) ([]byte, error) {
 	r := evidence.TDXReport{
-		TEETCBSVN:  [16]byte{2, 1, 6},
+		TEETCBSVN:  teeTCBSVN,
 		MRSeam:     sha512.Sum384([]byte("ampoule simulated TDX module")),
 		Attributes: tdAttributes,
 		XFAM:       xfam,
@@ -93,7 +99,7 @@ func (m *tdxModule) certify() error {
 	auth := make([]byte, 32) // any bytes: the enclave's choice
 	rand.Read(auth)
 	keyHash := sha256.Sum256(slices.Concat(m.publicKey[:], auth))
-	signer := sha256.Sum256([]byte("ampoule simulated quoting enclave"))
+	signer := sha256.Sum256([]byte(enclaveName))
 
 	report := make([]byte, qeReportSize)
 	copy(report, cpuSVN[:])

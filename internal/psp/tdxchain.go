@@ -13,17 +13,21 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
+
+	"github.com/ampoule-vm/ampoule/internal/result"
 )
 
-// tdxChainFile holds the root, platform and PCK certificates and the private key of the PCK, as PEM in this order. The
-// other two keys are thrown away once they have signed.
+// tdxChainFile holds the root, platform and PCK certificates and the private key of the PCK, then what Intel would say of
+// them, as PEM in this order. All other keys are thrown away once they have signed.
 const tdxChainFile = "simulated-tdx.pem"
 
 // A tdxChain is what Intel and its provisioning service give a platform.
 type tdxChain struct {
 	root, platform, pck *x509.Certificate
 	pckKey              *ecdsa.PrivateKey
+	collateral          *result.IntelCollateral // nil in the file of an older version
 }
 
 // cpuSVN is the patch level of the simulated platform, a byte for each of the 16 SGX TCB components; pceSVN that of its
@@ -31,6 +35,9 @@ type tdxChain struct {
 var cpuSVN = [16]byte{6, 6, 2, 2, 3, 1, 0, 3}
 
 const pceSVN = 13
+
+// fmspc names the family of the simulated platform.
+var fmspc = []byte{0, 0x80, 0x6f, 5, 0, 0}
 
 // sgxOID is Intel's arc for the extension of a PCK certificate and for what is in it.
 var sgxOID = asn1.ObjectIdentifier{1, 2, 840, 113741, 1, 13, 1}
@@ -54,9 +61,9 @@ func sgxExtension() ([]byte, error) {
 	return asn1.Marshal([]sgxValue{
 		{id(1), ppid},
 		{id(2), tcb},
-		{id(3), []byte{0, 0}},                   // PCE id
-		{id(4), []byte{0, 0x80, 0x6f, 5, 0, 0}}, // FMSPC
-		{id(5), asn1.Enumerated(1)},             // scalable platform
+		{id(3), []byte{0, 0}},       // PCE id
+		{id(4), fmspc},              // FMSPC
+		{id(5), asn1.Enumerated(1)}, // scalable platform
 		{id(6), instance},
 		{id(7), []sgxValue{{id(7, 1), true}, {id(7, 2), true}, {id(7, 3), true}}}, // dynamic, cached keys, SMT
 	})
@@ -71,8 +78,9 @@ func newTDXChain() ([]byte, error) {
 	rootKey, err1 := newP256()
 	platformKey, err2 := newP256()
 	pckKey, err3 := newP256()
-	sgx, err4 := sgxExtension()
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	signerKey, err4 := newP256()
+	sgx, err5 := sgxExtension()
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return nil, err
 	}
 	from := time.Now().Add(-time.Hour).Truncate(time.Second) // the guest's clock may be a little behind
@@ -92,12 +100,15 @@ func newTDXChain() ([]byte, error) {
 		CRLDistributionPoints: ca.CRLDistributionPoints,
 		ExtraExtensions:       []pkix.Extension{{Id: sgxOID, Value: sgx}},
 	}
-	var out []byte
-	parent, parentKey := &root, rootKey
+	signer := x509.Certificate{
+		Subject: tdxName("Intel SGX TCB Signing"), NotBefore: from, NotAfter: ca.NotAfter,
+		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true, CRLDistributionPoints: ca.CRLDistributionPoints,
+	}
+	var certs [][]byte
 	for _, c := range []struct {
-		template *x509.Certificate
-		key      *ecdsa.PrivateKey
-	}{{&root, rootKey}, {&platform, platformKey}, {&pck, pckKey}} {
+		template, parent *x509.Certificate
+		key, parentKey   *ecdsa.PrivateKey
+	}{{&root, &root, rootKey, rootKey}, {&platform, &root, platformKey, rootKey}, {&pck, &platform, pckKey, platformKey}, {&signer, &root, signerKey, rootKey}} {
 		point, err := c.key.PublicKey.Bytes()
 		if err != nil {
 			return nil, err
@@ -105,14 +116,24 @@ func newTDXChain() ([]byte, error) {
 		id := sha256.Sum256(point)
 		c.template.SubjectKeyId = id[:20]
 		c.template.SerialNumber = new(big.Int).SetBytes(id[:16])
-		der, err := x509.CreateCertificate(rand.Reader, c.template, parent, &c.key.PublicKey, parentKey)
+		der, err := x509.CreateCertificate(rand.Reader, c.template, c.parent, &c.key.PublicKey, c.parentKey)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-		parent, parentKey = c.template, c.key
+		certs = append(certs, pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: der}))
 	}
-	return appendKey(out, pckKey)
+	out, err1 := appendKey(slices.Concat(certs[:3]...), pckKey)
+	rootCRL, err2 := emptyCRL(&root, rootKey, 0)
+	pckCRL, err3 := emptyCRL(&platform, platformKey, 0)
+	tcbInfo, qeIdentity, err4 := intelAnswers(from, signerKey)
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return nil, err
+	}
+	out = append(out, certs[3]...)
+	for _, b := range []pem.Block{{Type: crlBlock, Bytes: rootCRL}, {Type: crlBlock, Bytes: pckCRL}, {Type: tcbInfoBlock, Bytes: tcbInfo}, {Type: qeIdentityBlock, Bytes: qeIdentity}} {
+		out = append(out, pem.EncodeToMemory(&b)...)
+	}
+	return out, nil
 }
 
 func parseTDXChain(b []byte) (*tdxChain, error) {
@@ -128,6 +149,7 @@ func parseTDXChain(b []byte) (*tdxChain, error) {
 	if !hasSGX {
 		return nil, errors.New("PCK certificate: made by another version of this program")
 	}
+	c.collateral = c.parseCollateral(b)
 	if time.Now().After(c.pck.NotAfter) {
 		return nil, fmt.Errorf("PCK certificate: expired on %s", c.pck.NotAfter.Format(time.DateOnly))
 	}

@@ -19,16 +19,8 @@ func (s *Statement) check() error {
 	p := &s.Predicate
 	must(s.Type == StatementType, "_type is %.80q, want %q", s.Type, StatementType)
 	must(s.PredicateType == PredicateType, "predicateType is %.80q, want %q", s.PredicateType, PredicateType)
-	subject := ClearName
-	if p.Sealed {
-		subject = SealedName
-	}
-	if len(s.Subject) != 1 {
-		return errors.Join(append(errs, fmt.Errorf("subject: has %d entries, want 1", len(s.Subject)))...)
-	}
-	must(s.Subject[0].Name == subject, "subject[0].name is %.80q, want %q", s.Subject[0].Name, subject)
-	must(isHex(s.Subject[0].Digest.SHA256, 32), "subject[0].digest.sha256: %.80q is not 64 hex digits", s.Subject[0].Digest.SHA256)
-
+	s.checkSubjects(must)
+	p.check(must)
 	must(p.Profile == "production" || p.Profile == "simulation", "predicate.profile: %.40q is unknown", p.Profile)
 	must(isHex(p.ManifestSHA384, 48), "predicate.manifest_sha384: %.100q is not 96 hex digits", p.ManifestSHA384)
 	must(isHex(p.InitdataSHA256, 32), "predicate.initdata_sha256: %.80q is not 64 hex digits", p.InitdataSHA256)

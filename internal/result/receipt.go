@@ -23,6 +23,9 @@ const (
 	TarName    = "result.tar"
 )
 
+// maxSubjects is how many files a statement may be about.
+const maxSubjects = 8
+
 // MaxReceipt is the size in bytes beyond which ParseReceipt refuses.
 const MaxReceipt = 4 << 20
 
@@ -37,19 +40,23 @@ const (
 // Predicate is what a run says of itself. The hardware signs it, so it is as good as the measured image that wrote
 // it. Digests are lower-case hex; those of images carry their "sha256:".
 type Predicate struct {
-	ComputationID  string   `json:"computation_id,omitempty"`
-	Init           string   `json:"init"`                  // version of PID 1
-	Profile        string   `json:"profile"`               // production or simulation
-	ManifestSHA384 string   `json:"manifest_sha384"`       // of the manifest's exact bytes
-	InitdataSHA256 string   `json:"initdata_sha256"`       // of the initdata document around them
-	Binding        string   `json:"binding"`               // BindLaunch, BindPinned, BindRuntime or BindNone
-	Measurement    string   `json:"measurement,omitempty"` // launch digest, 96 hex; a verifier takes the evidence's
-	Sealed         bool     `json:"sealed"`                // the result is encrypted to the manifest's recipients
-	Reason         Reason   `json:"reason"`                // how the run went, up to the sealing
-	Images         []Image  `json:"images"`                // the algorithm first, then the datasets, then the runtime
-	Workload       Ending   `json:"workload"`
-	Timeline       []Event  `json:"timeline"` // up to the sealing
-	Notes          []string `json:"notes"`    // what was laxer than the strict default, in words
+	ComputationID  string    `json:"computation_id,omitempty"`
+	Completed      string    `json:"completed"`             // when the results were packed, TimeFormat, by a clock that the host sets
+	Profile        string    `json:"profile"`               // production or simulation
+	ManifestSHA384 string    `json:"manifest_sha384"`       // of the manifest's exact bytes
+	InitdataSHA256 string    `json:"initdata_sha256"`       // of the initdata document around them
+	Binding        string    `json:"binding"`               // BindLaunch, BindPinned, BindRuntime or BindNone
+	Measurement    string    `json:"measurement,omitempty"` // launch digest, 96 hex; a verifier takes the evidence's
+	Build          Build     `json:"build"`
+	TEE            TEE       `json:"tee"`
+	ImagePolicy    string    `json:"image_policy_sha256,omitempty"` // of the image policy that all images were held against
+	Sealed         bool      `json:"sealed"`                        // the result is encrypted to the manifest's recipients
+	Reason         Reason    `json:"reason"`                        // how the run went, up to the sealing
+	Images         []Image   `json:"images"`                        // the algorithm first, then the datasets, then the runtime
+	Workload       Ending    `json:"workload"`
+	Resources      Resources `json:"resources"`
+	Timeline       []Event   `json:"timeline"` // up to the sealing
+	Notes          []string  `json:"notes"`    // what was laxer than the strict default, in words
 }
 
 // Image is one image that the run used, as it was resolved; or one file, which has Content, and neither ConfigDigest nor Layers.
@@ -78,12 +85,12 @@ type Ending struct {
 // Statement is an in-toto Statement about one result.
 type Statement struct {
 	Type          string    `json:"_type"`
-	Subject       []Subject `json:"subject"` // exactly one
+	Subject       []Subject `json:"subject"` // the files as delivered, and last the tar that they hold
 	PredicateType string    `json:"predicateType"`
 	Predicate     Predicate `json:"predicate"`
 }
 
-// Subject names the result and its digest.
+// Subject names a form of the result and its digest.
 type Subject struct {
 	Name   string `json:"name"`
 	Digest Digest `json:"digest"`
@@ -94,12 +101,15 @@ type Digest struct {
 	SHA256 string `json:"sha256"`
 }
 
-// NewStatement is the statement that p holds of the result whose bytes, as delivered, have the given SHA-256.
-func NewStatement(p Predicate, resultSHA256 []byte) ([]byte, error) {
-	s := Statement{StatementType, []Subject{{ClearName, Digest{hex.EncodeToString(resultSHA256)}}}, PredicateType, p}
-	if p.Sealed {
-		s.Subject[0].Name = SealedName
-	}
+// NewSubject is the file of that name whose bytes have the given SHA-256.
+func NewSubject(name string, sha256 []byte) Subject {
+	return Subject{name, Digest{hex.EncodeToString(sha256)}}
+}
+
+// NewStatement is the statement that p holds of the result in the given forms: first those that are delivered, last the
+// tar inside, named TarName, whose digest tells nothing of its contents, as its first member is salt.
+func NewStatement(p Predicate, forms ...Subject) ([]byte, error) {
+	s := Statement{StatementType, forms, PredicateType, p}
 	// Null is not another spelling of an empty list.
 	for i := range p.Images {
 		p.Images[i].Layers = notNil(p.Images[i].Layers)
@@ -135,9 +145,10 @@ func ReportData(statement []byte) [64]byte {
 // Receipt is receipt.json: a statement and the evidence whose report data is ReportData of it. It looks like a DSSE
 // envelope with evidence in the place of the signatures.
 type Receipt struct {
-	PayloadType string   `json:"payloadType"`
-	Payload     []byte   `json:"payload"` // the statement's exact bytes; base64 in JSON
-	Evidence    Evidence `json:"evidence"`
+	PayloadType string      `json:"payloadType"`
+	Payload     []byte      `json:"payload"` // the statement's exact bytes; base64 in JSON
+	Evidence    Evidence    `json:"evidence"`
+	Collateral  *Collateral `json:"collateral,omitempty"` // nil as the guest makes it; a host completes it
 }
 
 // Evidence is a TEE's evidence in the JSON form of its kind (package evidence reads and writes it).
@@ -151,7 +162,12 @@ func NewReceipt(statement []byte, kind string, evidence json.RawMessage) ([]byte
 	if !json.Valid(evidence) {
 		return nil, errors.New("receipt: evidence that is not JSON")
 	}
-	b := encode(Receipt{PayloadType, statement, Evidence{kind, evidence}})
+	return (&Receipt{PayloadType: PayloadType, Payload: statement, Evidence: Evidence{kind, evidence}}).Encode()
+}
+
+// Encode is the receipt's one JSON form without white space.
+func (r *Receipt) Encode() ([]byte, error) {
+	b := encode(r)
 	if _, _, err := ParseReceipt(b); err != nil {
 		return nil, err
 	}

@@ -1,11 +1,13 @@
 package sink
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/ampoule-vm/ampoule/internal/result"
@@ -18,12 +20,15 @@ const (
 	maxProgress = 128
 )
 
-// An EventStream carries events to the host in one request, in order. Send never waits for the host.
+// An EventStream carries events to the host in one request, in order, and in a second one at the end if the first broke off.
+// Send never waits for the host.
 type EventStream struct {
 	cancel context.CancelCauseFunc
 	ended  chan struct{} // closed when the request is over; err is set then
 	err    error
 	wake   chan struct{} // holds one token when there is something to do
+	pumped chan struct{} // closed when nothing more is taken from the queue
+	post   func(context.Context, io.Reader) error
 
 	mu      sync.Mutex
 	queue   [][]byte
@@ -35,7 +40,7 @@ type EventStream struct {
 // boot's own deadline.
 func (v *Vsock) Events(ctx context.Context) *EventStream {
 	ctx, cancel := context.WithCancelCause(ctx)
-	s := &EventStream{cancel: cancel, ended: make(chan struct{}), wake: make(chan struct{}, 1)}
+	s := &EventStream{cancel: cancel, ended: make(chan struct{}), wake: make(chan struct{}, 1), pumped: make(chan struct{}), post: v.postEvents}
 	body, lines := io.Pipe()
 	go s.pump(lines)
 	go func() {
@@ -77,8 +82,9 @@ func (s *EventStream) Dropped() int {
 	return s.dropped
 }
 
-// Close sends what is queued and waits for the host to confirm it, until ctx ends at the latest. It returns why events
-// were lost, if any that were queued were. Nothing is left running.
+// Close sends what is queued and waits for the host to confirm it, until ctx ends at the latest. What waits since the request
+// broke off, at a host's time-out for instance, is sent in another one: it has the outcome. Close returns why events were
+// lost, if any that were queued were. Nothing is left running.
 func (s *EventStream) Close(ctx context.Context) error {
 	s.mu.Lock()
 	s.closing = true
@@ -89,6 +95,10 @@ func (s *EventStream) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		s.cancel(context.Cause(ctx))
 		<-s.ended
+	}
+	<-s.pumped
+	if left := slices.Concat(s.queue...); len(left) > 0 && ctx.Err() == nil {
+		s.err = errors.Join(s.err, s.post(ctx, bytes.NewReader(left)))
 	}
 	if s.err != nil {
 		return fmt.Errorf("events: %w", s.err)
@@ -106,14 +116,18 @@ func (s *EventStream) poke() {
 
 // pump writes lines until Close, or until the request takes no more.
 func (s *EventStream) pump(w *io.PipeWriter) {
+	defer close(s.pumped)
 	defer w.Close()
 	for {
 		s.mu.Lock()
 		lines, closing := s.queue, s.closing
 		s.queue = nil
 		s.mu.Unlock()
-		for _, l := range lines {
+		for i, l := range lines {
 			if _, err := w.Write(l); err != nil {
+				s.mu.Lock()
+				s.queue = append(lines[i:], s.queue...)
+				s.mu.Unlock()
 				return
 			}
 		}

@@ -78,6 +78,57 @@ func TestEventsArriveWhileTheStreamIsOpen(t *testing.T) {
 	}
 }
 
+// TestOutcomeSurvivesABrokenStream: a host that gave up on the request, for it was silent too long, still hears how it ended.
+func TestOutcomeSurvivesABrokenStream(t *testing.T) {
+	for name, answer := range map[string]string{
+		"hangs up":       "",
+		"refuses":        "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+		"has had enough": "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			first, second := make(chan bool), make(chan []string, 1)
+			conns := 0
+			v := NewVsock(&http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+				conns++
+				n := conns
+				guest, host := net.Pipe()
+				go func() {
+					defer host.Close()
+					r, err := http.ReadRequest(bufio.NewReaderSize(host, 16))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if n == 1 {
+						if _, err := bufio.NewReaderSize(r.Body, 16).ReadString('\n'); err != nil {
+							t.Error(err)
+						}
+						io.WriteString(host, answer)
+						close(first)
+						return
+					}
+					second <- readLines(t, r.Body)
+					io.WriteString(host, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+				}()
+				return guest, nil
+			}}})
+			s := v.Events(t.Context())
+			s.Send(step("mount"))
+			<-first
+			s.Send(step("execute")) // the client may find out only when it writes, so this one may be lost
+			<-s.ended
+			s.Send(step("seal"))
+			s.Send(result.Event{Event: result.OutcomeEvent, Reason: result.OK})
+			if err := s.Close(t.Context()); err == nil && name != "has had enough" {
+				t.Error("no error says that events were lost")
+			}
+			if got := strings.Join(<-second, ", "); !strings.HasSuffix(got, "step seal, outcome ") {
+				t.Errorf("the second request has %q", got)
+			}
+		})
+	}
+}
+
 func TestEventsReportRefusal(t *testing.T) {
 	v := host(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusTeapot) })
 	s := v.Events(t.Context())

@@ -26,6 +26,9 @@ func Azure(ev evidence.Evidence, o Options) (Claims, error) {
 	if h.Kind != ev.Kind {
 		return Claims{}, fmt.Errorf("HCL report: of kind %s, want %s", h.Kind, ev.Kind)
 	}
+	if o.whole && !h.Padded(ev.Report) {
+		return Claims{}, errors.New("HCL report: bytes behind its data")
+	}
 	c, errs, err := hardware(ev, &h, o)
 	if err != nil {
 		return Claims{}, err

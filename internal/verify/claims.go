@@ -19,6 +19,7 @@ type Options struct {
 	HostData     *[32]byte              // SNP only
 	InitData     []byte                 // digest of an initdata document, held against the register of the kind
 	Measurements []evidence.Measurement // the report's must be among them; an empty list that is not nil accepts none
+	Image        func(*Claims) error    // says what of them is not as predicted; nil: not asked
 	Now          time.Time              // for the validity of certificates; zero: the clock
 
 	Intel       []*x509.Certificate // nil: the Intel SGX Root CA. Given ones replace it, as Roots do AMD's
@@ -26,6 +27,9 @@ type Options struct {
 	VCEKs       *CertStore          // where the certificate of an SNP report is looked for when the evidence brings none
 	Collateral  *Collateral         // what Intel says of platforms; nil: the patch level of a TDX platform is not judged
 	TCBStatus   []string            // statuses taken besides UpToDate, as OutOfDate; Revoked never is
+
+	whole bool           // of a receipt: what nobody vouches for is refused
+	amd   *amdCollateral // of a receipt
 }
 
 func (o Options) now() time.Time {
@@ -64,6 +68,8 @@ type Claims struct {
 	nonce    []byte              // what the vTPM signed, as long as it was
 	instance []byte              // of the Intel platform, from its certificate; nil where it says none
 	events   []evidence.LogEvent // of a log that led to the RTMRs
+	endorsed *endorsement        // the key that signed an SNP report
+	root     Root                // that it hangs from
 }
 
 // Holds says that a register of this evidence holds the SHA-256 digest of an initdata document. For TDX that is MRCONFIGID,
@@ -133,6 +139,11 @@ func expected(c *Claims, o Options) (errs []error) {
 			fail("init_data", want, "nothing: "+c.Register+" is zero")
 		default:
 			equal("init_data", want, c.InitData)
+		}
+	}
+	if o.Image != nil {
+		if err := o.Image(c); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	if o.Measurements != nil {

@@ -1,10 +1,10 @@
 package verify
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/url"
@@ -50,6 +50,9 @@ func (c *Collateral) judge(p intelPlatform, r *evidence.TDXReport, o Options) (*
 	fail := func(format string, args ...any) (*tcbLevel, error) {
 		return nil, fmt.Errorf("collateral: "+format, args...)
 	}
+	if o.whole {
+		o.Now = c.moment(o.now())
+	}
 	now := o.now()
 	chain := c.Issuers
 	if text, err := url.PathUnescape(string(chain)); err == nil {
@@ -58,6 +61,9 @@ func (c *Collateral) judge(p intelPlatform, r *evidence.TDXReport, o Options) (*
 	signers, err := underIntel(chain, tcbName, o)
 	if err != nil {
 		return fail("issuers: %w", err)
+	}
+	if o.whole && (!bytes.Equal(pemOf(signers), chain) || p.root.CheckSignatureFrom(p.root) != nil || !signers[len(signers)-1].Equal(p.root)) {
+		return fail("issuers: are not one chain from the signer to the root of the quote")
 	}
 	if err := errors.Join(
 		c.unrevoked("root CRL", c.RootCRL, p.root, now, p.ca, signers[0]),
@@ -95,14 +101,18 @@ func (c *Collateral) judge(p intelPlatform, r *evidence.TDXReport, o Options) (*
 	return &platform, nil
 }
 
+// parseCRL reads a list in DER and nothing behind it, which the library lets pass.
+func parseCRL(der []byte) (*x509.RevocationList, error) {
+	l, err := x509.ParseRevocationList(der)
+	if err == nil && len(l.Raw) != len(der) {
+		return nil, errors.New("bytes after its end")
+	}
+	return l, err
+}
+
 // unrevoked says that a list is its issuer's, is of this time, and names none of the certificates.
 func (*Collateral) unrevoked(name string, list []byte, issuer *x509.Certificate, now time.Time, certs ...*x509.Certificate) error {
-	if block, _ := pem.Decode(list); block != nil {
-		list = block.Bytes
-	} else if der, err := hex.DecodeString(strings.TrimSpace(string(list))); err == nil {
-		list = der
-	}
-	crl, err := x509.ParseRevocationList(list)
+	crl, err := parseCRL(derOf(list))
 	if err == nil {
 		err = crl.CheckSignatureFrom(issuer)
 	}

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 )
@@ -34,6 +33,9 @@ const (
 	arcCSP     = "5"
 )
 
+// ErrNoCertificate says that the certificate of the key which signed a report is not there, so that it must be asked for.
+var ErrNoCertificate = errors.New("none is fetched")
+
 // findEndorsement picks the certificate of the signer out of a certificate table, or out of a store when the table has
 // none. Nothing is fetched.
 func findEndorsement(r *evidence.SNPReport, report, table []byte, store *CertStore) (*endorsement, error) {
@@ -50,7 +52,7 @@ func findEndorsement(r *evidence.SNPReport, report, table []byte, store *CertSto
 		return store.find(r, report)
 	}
 	if i < 0 {
-		return nil, fmt.Errorf("no %s certificate in the evidence, and none is fetched: load one into the host's certificate table", want)
+		return nil, fmt.Errorf("no %s certificate in the evidence, and %w: load one into the host's certificate table, or ask for it with --collect or --fetch", want, ErrNoCertificate)
 	}
 	e, err := parseEndorsement(want, certs[i].DER)
 	if err != nil {
@@ -134,20 +136,30 @@ func (e *endorsement) line() string {
 }
 
 // chains checks that the certificate hangs from a root.
-func (e *endorsement) chains(root Root, now time.Time) error {
+func (e *endorsement) chains(root Root, o Options) error {
 	ca := root.certs.Ask
 	if e.signer == evidence.VLEK {
 		ca = root.certs.Asvk
 	}
+	if o.amd != nil {
+		ca = o.amd.ca // a newer one than this program knows, maybe; the ARK decides
+	}
 	if ca == nil {
 		return fmt.Errorf("root %s has no certificate that signs a %s", root.line, e.signer)
 	}
-	o := x509.VerifyOptions{
-		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	want := "SEV-" + root.line
+	if e.signer == evidence.VLEK {
+		want = "SEV-VLEK-" + root.line
 	}
-	o.Roots.AddCert(root.certs.Ark)
-	o.Intermediates.AddCert(ca)
-	if _, err := e.cert.Verify(o); err != nil {
+	if ca.Subject.CommonName != want {
+		return fmt.Errorf("%s certificate: hangs from %.80q, want %s", e.signer, ca.Subject.CommonName, want)
+	}
+	v := x509.VerifyOptions{
+		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: o.moment(e), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	}
+	v.Roots.AddCert(root.certs.Ark)
+	v.Intermediates.AddCert(ca)
+	if _, err := e.cert.Verify(v); err != nil {
 		return fmt.Errorf("%s certificate under %s: %w", e.signer, root.certs.Ark.Subject.CommonName, err)
 	}
 	return nil

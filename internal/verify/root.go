@@ -1,8 +1,8 @@
 // Package verify judges evidence: are the signatures AMD's or Intel's (or those of a test root), and do the claims hold.
 //
 // It is for hosts only, works offline, and accepts a simulated TEE only when its root is given by hand. What is
-// missing fails, and what evidence cannot prove is named in Claims.Unproven. AMD's revocation lists are not consulted: AMD
-// retires chips by raising the TCB, which the policy sees. Intel's are, where there is collateral.
+// missing fails, and what evidence cannot prove is named in Claims.Unproven. AMD's revocation lists are consulted
+// in complete receipts only: AMD retires chips by raising the TCB, which the policy sees. Intel's are, where there is collateral.
 package verify
 
 import (

@@ -53,12 +53,19 @@ func snpClaims(report, table []byte, o Options) (c Claims, failed []error, err e
 		Measurement: r.Measurement, HostData: r.HostData, ReportData: r.ReportData, VMPL: r.VMPL, Policy: r.Policy,
 		GuestSVN: r.GuestSVN, TCB: r.ReportedTCB, Signer: r.Signer(), ChipID: r.ChipID, Product: line, Simulated: root.simulated,
 		Kind: evidence.SNP, Register: evidence.HostData, InitData: r.HostData[:], SNP: &r,
-		Unproven: []string{"that AMD has not revoked the certificate of the key: no revocation list was consulted"},
+		endorsed: ek, root: root,
+	}
+	if o.amd == nil {
+		c.Unproven = append(c.Unproven, "that AMD has not revoked the certificate of the key: no revocation list was consulted")
 	}
 	if r.Signer() == evidence.VLEK || r.ChipID == [64]byte{} {
 		c.Unproven = append(c.Unproven, "which chip this is: its id is masked, or the key is one that AMD gave to the cloud")
 	}
-	return c, inherent(&r, ek), nil
+	failed = inherent(&r, ek)
+	if o.whole {
+		failed = append(failed, o.amdWhole(&c, table)...)
+	}
+	return c, failed, nil
 }
 
 // productLine names the processor of a report of version 3 or later.
@@ -87,7 +94,7 @@ func findRoot(ek *endorsement, line string, o Options) (root Root, err error) {
 		if root.line != line {
 			continue
 		}
-		if err = ek.chains(root, o.now()); err == nil {
+		if err = ek.chains(root, o); err == nil {
 			return root, nil
 		}
 	}

@@ -106,6 +106,9 @@ func tdxClaims(quote []byte, o Options) (c Claims, failed []error, err error) {
 		Register: evidence.MRConfigID, InitData: r.MRConfigID[:], TDX: r, header: quoteHeader(&q), instance: p.instance(),
 	}
 	failed = inherentTDX(r)
+	if o.whole {
+		failed = append(failed, p.whole(&q, quote)...)
+	}
 	if r.Attributes&sepVEDisable == 0 {
 		c.Unproven = append(c.Unproven, "that the host cannot make the guest fault on memory it took away: SEPT_VE_DISABLE is off")
 	}
@@ -137,7 +140,9 @@ func quoteHeader(q *evidence.TDXQuote) []byte {
 // An intelPlatform is what signed a quote.
 type intelPlatform struct {
 	pck, ca, root *x509.Certificate
-	qe            []byte // the report of the quoting enclave
+	qe            []byte              // the report of the quoting enclave
+	chain         []byte              // PEM, as the quote brings it
+	path          []*x509.Certificate // from the PCK to the root
 }
 
 // checkQuote follows the signatures from the root to the quote.
@@ -177,7 +182,7 @@ func checkPCK(chain []byte, o Options) (p intelPlatform, err error) {
 	if err != nil {
 		return p, fmt.Errorf("PCK certificates: %w", err)
 	}
-	p = intelPlatform{pck: found[0], ca: found[1], root: found[len(found)-1]}
+	p = intelPlatform{pck: found[0], ca: found[1], root: found[len(found)-1], chain: chain, path: found}
 	if key, ok := p.pck.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() || p.pck.IsCA {
 		return p, errors.New("PCK certificate: not a leaf with a P-256 key")
 	}

@@ -67,6 +67,7 @@ type Outcome struct {
 	Signal   string // name of the signal that ended it, like "SIGSEGV", or ""
 	Deadline bool   // it was told to end, or killed, because ctx had ended
 	OOM      bool   // the kernel killed it, or a process of it, for want of memory
+	Usage    Usage
 }
 
 // ErrProgram is why Run fails when the sandbox was fine and the program cannot be started in it: there is no such
@@ -119,13 +120,13 @@ func Run(ctx context.Context, r *guest.Reaper, s Spec) (out Outcome, err error) 
 	p.drain()
 	unserved := served.end()
 	said := <-told
-	out.OOM = group.oom()
+	out.OOM, out.Usage = group.oom(), group.usage()
 	if err := group.remove(); err != nil {
 		return Outcome{}, err
 	}
 	switch e := said.ending; {
 	case killed:
-		return Outcome{Signal: "SIGKILL", Deadline: true, OOM: out.OOM}, nil
+		return Outcome{Signal: "SIGKILL", Deadline: true, OOM: out.OOM, Usage: out.Usage}, nil
 	case said.err != nil:
 		return Outcome{}, said.err
 	case unserved != nil:
