@@ -80,14 +80,18 @@ func (r *registry) token(ctx context.Context, p *place, from *url.URL, c challen
 	if s, ok := c.params["service"]; ok {
 		q.Set("service", s)
 	}
-	q.Set("scope", "repository:"+p.repo+":pull") // all that is ever needed, whatever the challenge says
+	scope := "repository:" + p.repo + ":pull" // what is needed, whatever the challenge says
+	if p.push {
+		scope += ",push"
+	}
+	q.Set("scope", scope)
 	u.RawQuery = q.Encode()
 
 	f := &flight{place: p, max: maxTokenReply}
 	if p.login != nil {
 		f.auth = basic(p.login)
 	}
-	resp, err := r.do(ctx, u, http.Header{}, f)
+	resp, err := r.do(ctx, http.MethodGet, u, http.Header{}, f)
 	if err == nil && resp.StatusCode != http.StatusOK {
 		err = refusal(resp)
 	}

@@ -37,6 +37,7 @@ type place struct {
 	inner  http.RoundTripper
 	login  *Login
 	plain  bool        // it may be asked over http
+	push   bool        // it is written to
 	out    atomic.Bool // a mirror that has failed is not asked again
 
 	mu     sync.Mutex
@@ -268,14 +269,7 @@ func (r *registry) get(ctx context.Context, p *place, kind, ref string, max int6
 	}
 	path := fmt.Sprintf("/v2/%s/%s/%s", p.repo, kind, ref)
 	resp, err := retry(ctx, tries, func() (*http.Response, error) {
-		resp, auth, err := r.send(ctx, p, path, max, h)
-		if err == nil && resp.StatusCode == http.StatusUnauthorized && hostOf(resp) == strings.ToLower(p.host) {
-			resp.Body.Close()
-			if err := r.authenticate(ctx, p, auth, resp); err != nil {
-				return nil, err
-			}
-			resp, _, err = r.send(ctx, p, path, max, h)
-		}
+		resp, err := r.ask(ctx, p, http.MethodGet, path, max, h)
 		switch {
 		case err != nil:
 			return nil, err
@@ -290,9 +284,23 @@ func (r *registry) get(ctx context.Context, p *place, kind, ref string, max int6
 	return resp, nil
 }
 
+// ask asks p, and once more with what it wants to see when it says 401.
+func (r *registry) ask(ctx context.Context, p *place, method, path string, max int64, h http.Header) (*http.Response, error) {
+	resp, auth, err := r.send(ctx, p, method, path, max, h)
+	if err != nil || resp.StatusCode != http.StatusUnauthorized || hostOf(resp) != strings.ToLower(p.host) {
+		return resp, err
+	}
+	resp.Body.Close()
+	if err := r.authenticate(ctx, p, auth, resp); err != nil {
+		return nil, err
+	}
+	resp, _, err = r.send(ctx, p, method, path, max, h)
+	return resp, err
+}
+
 // send asks p once, with what it last wanted to see, which is returned as well. A place that may be asked over http is asked
 // over https first, and whichever answers is kept to.
-func (r *registry) send(ctx context.Context, p *place, path string, max int64, h http.Header) (resp *http.Response, auth credential, err error) {
+func (r *registry) send(ctx context.Context, p *place, method, path string, max int64, h http.Header) (resp *http.Response, auth credential, err error) {
 	p.mu.Lock()
 	scheme, auth := p.scheme, p.auth
 	p.mu.Unlock()
@@ -303,7 +311,7 @@ func (r *registry) send(ctx context.Context, p *place, path string, max int64, h
 	var first, failed error
 	for _, s := range schemes {
 		u := &url.URL{Scheme: s, Host: p.host, Path: path}
-		resp, err = r.do(ctx, u, h, &flight{place: p, max: max, content: true, auth: auth})
+		resp, err = r.do(ctx, method, u, h, &flight{place: p, max: max, content: true, auth: auth})
 		if err == nil {
 			p.mu.Lock()
 			p.scheme = s

@@ -41,7 +41,7 @@ func (e *replyError) Error() string {
 // refusal reads a reply that is no good, and closes it.
 func refusal(resp *http.Response) error {
 	defer resp.Body.Close()
-	e := &replyError{host: hostOf(resp), status: resp.StatusCode, after: retryAfter(resp.Header, time.Now())}
+	e := &replyError{host: hostOf(resp), status: resp.StatusCode, after: RetryAfter(resp.Header, time.Now())}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	var doc struct {
 		Errors []struct{ Code, Message string }
@@ -52,9 +52,9 @@ func refusal(resp *http.Response) error {
 	return e
 }
 
-// retryAfter reads Retry-After (RFC 9110 §10.2.3), seconds or a date, which is held against the reply's own: this machine's
+// RetryAfter reads Retry-After (RFC 9110 §10.2.3), seconds or a date, which is held against the reply's own: this machine's
 // clock is the host's. Nonsense is no wish.
-func retryAfter(h http.Header, now time.Time) time.Duration {
+func RetryAfter(h http.Header, now time.Time) time.Duration {
 	s := h.Get("Retry-After")
 	if n, err := strconv.ParseUint(s, 10, 16); err == nil {
 		return min(time.Duration(n)*time.Second, maxAfter)
@@ -69,9 +69,9 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	return min(max(at.Sub(now), 0), maxAfter)
 }
 
-// transient reports whether asking again may help. What is not known to is final: certificates, redirects that are refused,
+// Transient reports whether asking again may help. What is not known to is final: certificates, redirects that are refused,
 // http that is not permitted.
-func transient(err error) (after time.Duration, again bool) {
+func Transient(err error) (after time.Duration, again bool) {
 	if e, ok := errors.AsType[*replyError](err); ok {
 		switch e.status {
 		case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway,
@@ -105,7 +105,7 @@ func retry(ctx context.Context, tries int, send func() (*http.Response, error)) 
 		if err == nil {
 			return resp, nil
 		}
-		after, again := transient(err)
+		after, again := Transient(err)
 		switch {
 		case !again || ctx.Err() != nil || tries == 1:
 			return nil, err

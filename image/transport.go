@@ -45,7 +45,7 @@ func NewTransport(ca []byte, proxy string) (*http.Transport, error) {
 	t.Proxy = http.ProxyURL(u)
 	t.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
 		if resp.StatusCode != http.StatusOK {
-			return &replyError{host: "proxy " + u.Host, status: resp.StatusCode, after: retryAfter(resp.Header, time.Now())}
+			return &replyError{host: "proxy " + u.Host, status: resp.StatusCode, after: RetryAfter(resp.Header, time.Now())}
 		}
 		return nil
 	}
@@ -120,22 +120,26 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 
 func originOf(u *url.URL) string { return u.Scheme + "://" + u.Host }
 
-// do sends one GET and follows redirects. The errors of net/http repeat the address, which may hold a signature that opens
-// a blob store; only its host is kept.
-func (r *registry) do(ctx context.Context, u *url.URL, h http.Header, f *flight) (*http.Response, error) {
-	f.origin = originOf(u)
-	ctx, cancel := context.WithCancel(context.WithValue(ctx, flightKey{}, f))
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+// do sends one request without a body, and follows redirects.
+func (r *registry) do(ctx context.Context, method string, u *url.URL, h http.Header, f *flight) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
-		cancel()
 		return nil, err
 	}
 	req.Header = h.Clone()
+	return r.fly(req, f)
+}
+
+// fly sends a request. The errors of net/http repeat the address, which may hold a signature that opens a blob store; only its
+// host is kept.
+func (r *registry) fly(req *http.Request, f *flight) (*http.Response, error) {
+	f.origin = originOf(req.URL)
+	ctx, cancel := context.WithCancel(context.WithValue(req.Context(), flightKey{}, f))
 	client := http.Client{Transport: &r.guard, CheckRedirect: checkRedirect}
-	resp, err := client.Do(req)
+	resp, err := client.Do(req.WithContext(ctx))
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		err = e.Err
-		if at, bad := url.Parse(e.URL); bad == nil && at.Host != u.Host {
+		if at, bad := url.Parse(e.URL); bad == nil && at.Host != req.URL.Host {
 			err = fmt.Errorf("redirected to %s: %w", at.Host, err)
 		}
 	}
@@ -192,6 +196,9 @@ func plainLogin(host string) error {
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) > maxRedirects {
 		return fmt.Errorf("over %d redirects", maxRedirects)
+	}
+	if m := via[0].Method; m != http.MethodGet && m != http.MethodHead {
+		return fmt.Errorf("redirect of a %s from %s to %s is refused", m, via[0].URL.Host, req.URL.Host)
 	}
 	if special(via[0].URL, req.URL) {
 		return fmt.Errorf("redirect from %s to %s is refused", via[0].URL.Host, req.URL.Host)

@@ -143,7 +143,7 @@ func TestOldTLSAndLongHeaders(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := openRegistry(ref.Context(), Options{Transport: tr, PlainHTTP: true})
-		_, _, err = r.send(t.Context(), r.places[0], "/v2/", maxReply, http.Header{})
+		_, _, err = r.send(t.Context(), r.places[0], http.MethodGet, "/v2/", maxReply, http.Header{})
 		return err
 	}
 	if err := once(old.Listener.Addr().String()); err == nil || !strings.Contains(err.Error(), "protocol version") {

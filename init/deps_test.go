@@ -144,7 +144,7 @@ var arrows = map[string]string{
 	"internal/paravisor":           "internal/evidence",
 	"internal/guest":               "internal/cmdline",
 	"internal/source":              "internal/cmdline",
-	"internal/sink":                "internal/result",
+	"internal/sink":                "image internal/evidence internal/result",
 	"internal/workload":            "internal/guest",
 	"internal/wasmrun":             "",
 	"internal/doctor":              "internal/cmdline internal/evidence internal/measure kernel-config mkimage",
@@ -171,7 +171,7 @@ var arrows = map[string]string{
 		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/tree internal/workload",
 	"cmd/ampoule": "image mkimage qemu internal/bench internal/cmdline internal/debian internal/demo internal/doctor internal/evidence internal/imagepolicy internal/kbs " +
 		"internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keypolicy internal/keyprovider internal/manifest internal/measure internal/object " +
-		"internal/progress internal/psp internal/registryauth internal/result internal/tee/sample internal/timeline internal/verify",
+		"internal/progress internal/psp internal/registryauth internal/result internal/sink internal/tee/sample internal/timeline internal/verify",
 }
 
 func TestArrows(t *testing.T) {

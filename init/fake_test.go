@@ -18,6 +18,7 @@ type fakeHost struct {
 	events  []result.Event
 	result  []byte
 	receipt []byte
+	late    []byte // the log of what came after the result
 	closed  bool
 	refuse  error // of PutResult
 }
@@ -34,6 +35,11 @@ func (h *fakeHost) PutResult(_ context.Context, r io.Reader, size int64) error {
 	if h.refuse != nil {
 		h.result, err = nil, h.refuse
 	}
+	return err
+}
+
+func (h *fakeHost) PutLog(_ context.Context, r io.Reader, size int64) (err error) {
+	h.late, err = io.ReadAll(io.LimitReader(r, size))
 	return err
 }
 

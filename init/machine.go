@@ -54,6 +54,7 @@ type host interface {
 	Send(result.Event)
 	PutResult(ctx context.Context, r io.Reader, size int64) error
 	PutReceipt(ctx context.Context, receipt []byte) error
+	PutLog(ctx context.Context, r io.Reader, size int64) error
 	Close(ctx context.Context) error // sends what is queued
 }
 

@@ -130,7 +130,12 @@ func TestPermits(t *testing.T) {
 				return
 			}
 			dir := t.TempDir()
-			if err := result.ExtractTar(bytes.NewReader(f.peer.result), dir, 1<<20); err != nil {
+			clear, err := result.Open(bytes.NewReader(f.peer.result), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer clear.Close()
+			if err := result.ExtractTar(clear, dir, 1<<20); err != nil {
 				t.Fatal(err)
 			}
 			if b, err := os.ReadFile(filepath.Join(dir, "results/copy.csv")); err != nil || string(b) != "1\n" {

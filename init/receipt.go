@@ -15,9 +15,8 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/result"
 )
 
-// receipt says what this run did with the result whose file and tar have the given SHA-256, and has the hardware sign
-// that. The evidence is of now: nothing older is about a statement that did not exist.
-func (r *run) receipt(ctx context.Context, file, tar []byte) ([]byte, error) {
+// receipt says what this run did with the result that has these digests, and has the hardware sign that. The evidence is of now: nothing older is about a statement that did not exist.
+func (r *run) receipt(ctx context.Context, d result.Digests) ([]byte, error) {
 	p := r.predicate()
 	if r.dev.Kind() == evidence.TDX {
 		// The log comes from memory that the host wrote, and registers hold digests only: its texts are signed here.
@@ -29,7 +28,7 @@ func (r *run) receipt(ctx context.Context, file, tar []byte) ([]byte, error) {
 			p.Build.EventLog = fmt.Sprintf("%x", sha256.Sum256(ev.EventLog))
 		}
 	}
-	statement, err := result.NewStatement(p, r.forms(file, tar)...)
+	statement, err := result.NewStatement(p, r.forms(d)...)
 	if err != nil {
 		return nil, err
 	}
@@ -45,15 +44,12 @@ func (r *run) receipt(ctx context.Context, file, tar []byte) ([]byte, error) {
 }
 
 // forms are the subjects of the statement.
-func (r *run) forms(file, tar []byte) []result.Subject {
+func (r *run) forms(d result.Digests) []result.Subject {
 	name := result.ClearName
 	if r.sealed() {
 		name = result.SealedName
 	}
-	if name == result.TarName {
-		return []result.Subject{result.NewSubject(name, tar)}
-	}
-	return []result.Subject{result.NewSubject(name, file), result.NewSubject(result.TarName, tar)}
+	return []result.Subject{result.NewSubject(name, d.Sealed[:]), result.NewSubject(result.TarName, d.Tar[:])}
 }
 
 // provenance is the part of the predicate that says where the run was, and what it took.

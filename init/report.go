@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -179,12 +178,6 @@ func (r *run) report(outcome result.Event) {
 	r.peer.Close(ctx) // an outcome that the host does not take is the host's loss
 }
 
-// A parcel is what is delivered: the result as a file, and its receipt.
-type parcel struct {
-	path    string
-	receipt []byte
-}
-
 // sealed says whether results are encrypted; parsing refused a manifest without recipients where that is not permitted.
 func (r *run) sealed() bool { return len(r.doc.Results.Recipients) > 0 }
 
@@ -211,32 +204,23 @@ func readTraffic(path string) (read, written int64, err error) {
 	return read * 512, written * 512, nil
 }
 
-// pack writes logs, timeline and, if asked, results to path, sealed to the manifest's recipients. It returns the
-// SHA-256 of the file, and of the tar in it.
-func (r *run) pack(path string, results bool) (file, tar []byte, err error) {
+// pack writes logs, timeline and, if asked, results to path, sealed to the manifest's recipients. The results are gone then:
+// memory does not hold them twice.
+func (r *run) pack(path string, results bool) (result.Digests, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return nil, nil, err
+		return result.Digests{}, err
 	}
 	defer f.Close()
-	h, inner := newHash(), newHash()
-	var w io.WriteCloser = nopCloser{io.MultiWriter(f, h)}
-	if r.sealed() {
-		if w, err = result.Seal(w, r.doc.Results.Recipients); err != nil {
-			return nil, nil, err
-		}
-	}
-	dir := ""
+	var tree result.Tree
 	if results {
-		dir = r.resultsDir()
+		tree = result.Tree{Dir: r.resultsDir(), Limit: r.doc.Results.LimitBytes, Consume: true}
 	}
-	if err := result.WriteTar(io.MultiWriter(w, inner), dir, result.ResultsDir, r.doc.Results.LimitBytes, r.attachments()); err != nil {
-		return nil, nil, err
+	d, err := result.Pack(f, r.doc.Results.Recipients, tree, r.attachments())
+	if err != nil {
+		return result.Digests{}, err
 	}
-	if err := w.Close(); err != nil {
-		return nil, nil, err
-	}
-	return h.Sum(nil), inner.Sum(nil), f.Close()
+	return d, f.Close()
 }
 
 func (r *run) attachments() []result.File {
@@ -253,7 +237,7 @@ func (r *run) attachments() []result.File {
 
 func (r *run) sendLog(ctx context.Context) error {
 	path := filepath.Join(r.dir, "log")
-	if _, _, err := r.pack(path, false); err != nil {
+	if _, err := r.pack(path, false); err != nil {
 		return err
 	}
 	return r.send(ctx, path)
@@ -333,19 +317,4 @@ func (r *run) notes() []string {
 		}
 	}
 	return notes
-}
-
-type nopCloser struct{ io.Writer }
-
-func (nopCloser) Close() error { return nil }
-
-// deliverTo hands the parcel to one sink.
-func (r *run) deliverTo(ctx context.Context, name string) error {
-	if name != "vsock" {
-		return fmt.Errorf("no such sink; want vsock")
-	}
-	if err := r.send(ctx, r.parcel.path); err != nil {
-		return err
-	}
-	return r.peer.PutReceipt(ctx, r.parcel.receipt)
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/object"
 	"github.com/ampoule-vm/ampoule/internal/result"
+	"github.com/ampoule-vm/ampoule/internal/sink"
 	"github.com/ampoule-vm/ampoule/internal/tee"
 	"github.com/ampoule-vm/ampoule/internal/workload"
 )
@@ -46,6 +47,7 @@ type run struct {
 	policy      *admission                     // resolve; nil: digests alone count
 	grant       *kbs.Grant                     // attest
 	secrets     secrets                        // attest
+	uploads     []*sink.Upload                 // attest; by the manifest's sinks
 	output      *workload.Outcome              // execute
 	started     time.Duration                  // execute
 	ended       time.Duration                  // execute

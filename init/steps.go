@@ -78,7 +78,7 @@ func (r *run) manifest(ctx context.Context) error {
 	if !r.sealed() && !r.opts.Allow.Has(cmdline.AllowUnsealed) {
 		return errors.New("results.recipients: is empty, so nobody could read the result; name an age recipient")
 	}
-	return nil
+	return checkSinks(r.doc.Results.Sinks, r.opts.Allow.Has(cmdline.AllowHTTP))
 }
 
 // bind holds the manifest against what the launch was bound to. Every binding that is there must hold; the strongest
@@ -272,11 +272,14 @@ func contradicts(hosts []string, broker string) error {
 }
 
 func (r *run) attest(ctx context.Context) (err error) {
-	wants := append(wantsOf(r.inputs), r.workloadWants()...)
+	wants := append(append(wantsOf(r.inputs), r.workloadWants()...), r.sinkWants()...)
 	if len(wants) == 0 {
-		return nil // nothing is encrypted, nothing granted: there is nobody to ask
+		return r.keepUploads() // nothing is encrypted, nothing granted: there is nobody to ask
 	}
 	if r.grant, err = r.ask(ctx, wants); err != nil {
+		return err
+	}
+	if err := r.keepUploads(); err != nil {
 		return err
 	}
 	return r.unseal(ctx)
@@ -374,28 +377,18 @@ func (r *run) seal(ctx context.Context) (err error) {
 		in, out, err := readTraffic("/sys/block/" + r.opts.Swap + "/stat")
 		r.private.Info("swapped", "in_mib", in>>20, "out_mib", out>>20, "error", err)
 	}
-	file, tar, err := r.pack(p.path, true)
+	p.digests, err = r.pack(p.path, true)
 	if errors.Is(err, result.ErrLimit) {
 		return because(result.Workload, err) // it wrote more than the manifest takes
 	}
 	if err != nil {
 		return err
 	}
-	if p.receipt, err = r.receipt(ctx, file, tar); err != nil {
+	if p.receipt, err = r.receipt(ctx, p.digests); err != nil {
 		return err
 	}
 	r.parcel = p
 	return nil
-}
-
-func (r *run) deliver(ctx context.Context) error {
-	var errs []error
-	for _, name := range r.doc.Results.Sinks {
-		if err := r.deliverTo(ctx, name); err != nil {
-			errs = append(errs, fmt.Errorf("sink %s: %w", name, err))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // guarded turns a panic of a goroutine into an error: one that got out would end PID 1 unreported.

@@ -36,6 +36,8 @@ func TestServerIsAsDocumented(t *testing.T) {
 	part.rng = "bytes 4-7/8"
 	partOfReceipt := part
 	partOfReceipt.path = "/v1/receipt"
+	partOfLog := partOfReceipt
+	partOfLog.path = "/v1/log"
 	full := strings.Repeat("x", maxReceipt+1)
 	noDisk := func(s *server) error { return os.RemoveAll(s.cfg.Dir) }
 	var seen []string
@@ -59,6 +61,11 @@ func TestServerIsAsDocumented(t *testing.T) {
 		"a second result":          {nil, []request{put("/v1/result", "a"), put("/v1/result", "b")}, 409},
 		"a result over the limit":  {func(s *server) error { s.cfg.ResultLimit = 3; return nil }, []request{put("/v1/result", "four")}, 413},
 		"no disk for a result":     {noDisk, []request{put("/v1/result", "a")}, 500},
+		"a log":                    {nil, []request{put("/v1/log", "sealed")}, 204},
+		"a part of a log":          {nil, []request{partOfLog}, 400},
+		"a second log":             {nil, []request{put("/v1/log", "sealed"), put("/v1/log", "sealed")}, 409},
+		"a log over the limit":     {nil, []request{put("/v1/log", full)}, 413},
+		"no disk for a log":        {noDisk, []request{put("/v1/log", "sealed")}, 500},
 		"a receipt":                {nil, []request{put("/v1/receipt", "{}")}, 204},
 		"a part of a receipt":      {nil, []request{partOfReceipt}, 400},
 		"a second receipt":         {nil, []request{put("/v1/receipt", "{}"), put("/v1/receipt", "{}")}, 409},

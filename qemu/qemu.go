@@ -28,9 +28,13 @@ const (
 	StderrFile  = "qemu.log"
 	EventsFile  = "events.ndjson"
 	ReceiptFile = "receipt.json"
-	SealedFile  = "result.tar.age"
-	PlainFile   = "result.tar" // where a simulation returned its result in clear
-	SwapFile    = "swap.img"   // while the VM runs
+	SealedFile  = "result.tar.zst.age"
+	PlainFile   = "result.tar.zst" // where a simulation returned its result in clear
+	SwapFile    = "swap.img"       // while the VM runs
+
+	// What went wrong after the result was sealed, for its owner.
+	LogFile      = "log.tar.zst.age"
+	PlainLogFile = "log.tar.zst"
 )
 
 // Partial ends the name of an artefact that broke off: what came of it until then.
@@ -88,6 +92,7 @@ type Report struct {
 	Events      []result.Event
 	ResultPath  string // "" when none was delivered, and so for the receipt
 	ReceiptPath string
+	LogPath     string   // of a run whose result did not go everywhere
 	Partial     []string // paths of artefacts that broke off and did not come again
 	ConsolePath string
 	Command     string // runs the same VM from a shell, without our end of its vsock
@@ -222,8 +227,8 @@ func (cfg *Config) prepare() error {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return fmt.Errorf("artefacts: %w", err)
 	}
-	for _, name := range []string{ConsoleFile, StderrFile, EventsFile, ReceiptFile, SealedFile, PlainFile, SwapFile,
-		ReceiptFile + Partial, SealedFile + Partial, PlainFile + Partial} {
+	for _, name := range []string{ConsoleFile, StderrFile, EventsFile, ReceiptFile, SealedFile, PlainFile, LogFile, PlainLogFile, SwapFile,
+		ReceiptFile + Partial, SealedFile + Partial, PlainFile + Partial, LogFile + Partial, PlainLogFile + Partial} {
 		if err := os.RemoveAll(filepath.Join(cfg.Dir, name)); err != nil {
 			return fmt.Errorf("artefacts of an earlier run: %w", err)
 		}

@@ -43,8 +43,8 @@ type server struct {
 	ended     *result.Event
 	outcome   chan struct{} // closed with ended
 
-	result, receipt artefact
-	uploads         sync.WaitGroup
+	result, receipt, log artefact
+	uploads              sync.WaitGroup
 }
 
 // An artefact is something that is accepted once. Its name is set when it is complete.
@@ -68,6 +68,9 @@ func newServer(cfg *Config) (*server, error) {
 	})
 	mux.HandleFunc("PUT /v1/receipt", func(w http.ResponseWriter, r *http.Request) {
 		s.put(w, r, &s.receipt, maxReceipt, func([]byte) string { return ReceiptFile })
+	})
+	mux.HandleFunc("PUT /v1/log", func(w http.ResponseWriter, r *http.Request) {
+		s.put(w, r, &s.log, cfg.ResultLimit, logName)
 	})
 	s.http = &http.Server{
 		Handler:           mux,
@@ -101,8 +104,8 @@ func (s *server) report(r *Report) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.Outcome, r.Events, r.FirstEvent, r.Zero = s.ended, slices.Clone(s.events), s.first, s.zero
-	r.ResultPath, r.ReceiptPath = s.result.path, s.receipt.path
-	for _, a := range []artefact{s.result, s.receipt} {
+	r.ResultPath, r.ReceiptPath, r.LogPath = s.result.path, s.receipt.path, s.log.path
+	for _, a := range []artefact{s.result, s.receipt, s.log} {
 		if a.partial != "" {
 			r.Partial = append(r.Partial, a.partial)
 		}
@@ -178,6 +181,13 @@ func resultName(begin []byte) string {
 		return SealedFile
 	}
 	return PlainFile
+}
+
+func logName(begin []byte) string {
+	if string(begin) == ageMagic {
+		return LogFile
+	}
+	return PlainLogFile
 }
 
 // put stores a body of at most limit bytes under the name that its beginning gives it. A body that breaks off may be sent

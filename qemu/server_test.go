@@ -211,6 +211,8 @@ func TestArtefactsAreAcceptedOnce(t *testing.T) {
 		{"/v1/result", SealedFile, ageMagic + "rest", func(r *Report) string { return r.ResultPath }},
 		{"/v1/result", PlainFile, "results/", func(r *Report) string { return r.ResultPath }},
 		{"/v1/result", PlainFile, "", func(r *Report) string { return r.ResultPath }},
+		{"/v1/log", LogFile, ageMagic + "rest", func(r *Report) string { return r.LogPath }},
+		{"/v1/log", PlainLogFile, "results/", func(r *Report) string { return r.LogPath }},
 		{"/v1/receipt", ReceiptFile, "{}", func(r *Report) string { return r.ReceiptPath }},
 	} {
 		t.Run(fmt.Sprintf("%s %d bytes", c.name, len(c.body)), func(t *testing.T) {
@@ -242,7 +244,7 @@ func TestArtefactsAreAcceptedOnce(t *testing.T) {
 			var rep Report
 			s.report(&rep)
 			// The host cannot know which kind a result without its begin is.
-			partial := strings.Replace(c.name, SealedFile, PlainFile, 1) + Partial
+			partial := strings.Replace(strings.Replace(c.name, SealedFile, PlainFile, 1), LogFile, PlainLogFile, 1) + Partial
 			if d := cmp.Diff([]string{partial}, files()); d != "" || len(rep.Partial) != 1 || filepath.Base(rep.Partial[0]) != partial || c.of(&rep) != "" {
 				t.Fatalf("left (-want +got):\n%s%+v", d, rep)
 			}
@@ -277,7 +279,7 @@ func idle(t *testing.T, s *server) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		s.mu.Lock()
-		busy := s.result.busy || s.receipt.busy
+		busy := s.result.busy || s.receipt.busy || s.log.busy
 		s.mu.Unlock()
 		if !busy {
 			return

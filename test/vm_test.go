@@ -244,10 +244,11 @@ func (r *trial) unseal(dir string) error {
 		return err
 	}
 	defer f.Close()
-	clear, err := result.Unseal(f, []age.Identity{r.world.Identity})
+	clear, err := result.Open(f, []age.Identity{r.world.Identity})
 	if err != nil {
 		return err
 	}
+	defer clear.Close()
 	return result.ExtractTar(clear, dir, 1<<30)
 }
 

@@ -200,7 +200,7 @@ func (d *demoRun) peak(path, scratch string) (int64, error) {
 	if err := os.RemoveAll(scratch); err != nil {
 		return 0, err
 	}
-	if err := unsealTo(path, []age.Identity{d.world.Identity}, scratch); err != nil {
+	if _, err := unsealTo(path, []age.Identity{d.world.Identity}, scratch); err != nil {
 		return 0, err
 	}
 	log, err := os.ReadFile(filepath.Join(scratch, result.BootLogName))

@@ -101,7 +101,7 @@ func (c *claim) earlier() (done *runFacts, err error) {
 		return nil, fmt.Errorf("--out %s: a run of computation %q broke off there; nothing of it is taken up. Start it anew with --again", c.dir, was.ID)
 	}
 	f := was.Facts
-	for _, p := range []*string{&f.Result, &f.Receipt, &f.Console} {
+	for _, p := range []*string{&f.Result, &f.Receipt, &f.Log, &f.Console} {
 		if *p == "" {
 			continue
 		}
@@ -148,7 +148,7 @@ func (c *claim) finish(f runFacts) error {
 	if f.Outcome == nil {
 		return nil
 	}
-	for _, p := range []*string{&f.Result, &f.Receipt, &f.Console} {
+	for _, p := range []*string{&f.Result, &f.Receipt, &f.Log, &f.Console} {
 		if *p != "" {
 			*p = filepath.Base(*p)
 		}

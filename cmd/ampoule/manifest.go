@@ -59,7 +59,7 @@ func manifestVerb(ctx context.Context, args []string, std stdio) error {
 		if err != nil {
 			return err
 		}
-		if err := checkPolicy(m); err != nil {
+		if err := errors.Join(checkPolicy(m), checkResults(m, permitted.Has(cmdline.AllowHTTP))); err != nil {
 			return err
 		}
 		if *asJSON {

@@ -19,21 +19,21 @@ func TestOutcomeError(t *testing.T) {
 		code    int
 		says    []string
 	}{
-		{"ok", &result.Event{Reason: result.OK, Exit: status(0)}, "result.tar.age", 0, nil},
+		{"ok", &result.Event{Reason: result.OK, Exit: status(0)}, "result.tar.zst.age", 0, nil},
 		{"never reported", nil, "", 5, []string{"never reported", string(qemu.TimedOut), "console.log", "qemu-system-x86_64 -nodefaults"}},
 		{"no status", &result.Event{Reason: result.Internal}, "", 1, []string{"ended with internal; ", "console.log"}},
 		{"broken step", &result.Event{Reason: result.Internal, Step: "lockdown"}, "", 1, []string{"internal in step lockdown", "console.log"}},
 		{"unreachable", &result.Event{Reason: result.Unreachable, Step: "network"}, "", 1, []string{"unreachable in step network"}},
 		{"bad manifest", &result.Event{Reason: result.BadManifest, Step: "manifest"}, "", 1, []string{"bad-manifest"}},
-		{"bad image", &result.Event{Reason: result.BadImage, Step: "pull"}, "result.tar.age", 1, []string{"bad-image in step pull", "result.tar.age (ampoule open)"}},
+		{"bad image", &result.Event{Reason: result.BadImage, Step: "pull"}, "result.tar.zst.age", 1, []string{"bad-image in step pull", "result.tar.zst.age (ampoule open)"}},
 		{"undelivered", &result.Event{Reason: result.Undelivered, Step: "deliver"}, "", 1, []string{"undelivered"}},
 		{"deadline", &result.Event{Reason: result.Deadline, Step: "attest"}, "", 1, []string{"deadline in step attest"}},
 		{"no TEE", &result.Event{Reason: result.NoTEE, Step: "platform"}, "", 1, []string{"no-tee in step platform"}},
 		{"not bound", &result.Event{Reason: result.NotBound, Step: "bind"}, "", 3, []string{"not-bound in step bind"}},
-		{"denied", &result.Event{Reason: result.Denied, Step: "attest"}, "result.tar.age", 3, []string{"denied in step attest", "ampoule open"}},
-		{"workload", &result.Event{Reason: result.Workload, Step: "execute", Exit: status(7)}, "result.tar.age", 4, []string{"workload exited with status 7", "ampoule open"}},
-		{"killed", &result.Event{Reason: result.Workload, Step: "execute"}, "result.tar.age", 4, []string{"workload in step execute"}},
-		{"hung", &result.Event{Reason: result.Deadline, Step: "execute"}, "result.tar.age", 4, []string{"deadline in step execute"}},
+		{"denied", &result.Event{Reason: result.Denied, Step: "attest"}, "result.tar.zst.age", 3, []string{"denied in step attest", "ampoule open"}},
+		{"workload", &result.Event{Reason: result.Workload, Step: "execute", Exit: status(7)}, "result.tar.zst.age", 4, []string{"workload exited with status 7", "ampoule open"}},
+		{"killed", &result.Event{Reason: result.Workload, Step: "execute"}, "result.tar.zst.age", 4, []string{"workload in step execute"}},
+		{"hung", &result.Event{Reason: result.Deadline, Step: "execute"}, "result.tar.zst.age", 4, []string{"deadline in step execute"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			err := outcomeError(&qemu.Report{Outcome: c.outcome, ResultPath: c.result, ConsolePath: "console.log", Command: "qemu-system-x86_64 -nodefaults", End: qemu.TimedOut})

@@ -24,7 +24,7 @@ const runHelp = `
 usage: ampoule run --image DIR --manifest FILE --out DIR [flags]
 
 Starts the image in a VM under QEMU, hands it the manifest (bound through HOST_DATA or MRCONFIGID), follows it, and
-keeps result.tar.age, receipt.json, events.ndjson and console.log in --out. The registry and the key broker that the
+keeps result.tar.zst.age, receipt.json, events.ndjson and console.log in --out. The registry and the key broker that the
 manifest names are reached over QEMU's user network, where this machine's loopback is 10.0.2.2.
 With --dry-run nothing starts: the launch measurement and the manifest's initdata digest, which are what a key
 broker's policy names, are printed.
@@ -104,7 +104,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	}
 	doc, err := manifest.Parse(raw, o.Allow.Has)
 	if err == nil {
-		err = errors.Join(checkPolicy(doc), checkKind(doc, info))
+		err = errors.Join(checkPolicy(doc), checkKind(doc, info), checkResults(doc, o.Allow.Has(cmdline.AllowHTTP)))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", *file, err)
@@ -208,6 +208,9 @@ func runOn(ctx context.Context, cfg qemu.Config, doc *manifest.Manifest, facts r
 	} else if _, err := fmt.Fprint(std.out, runOf(report).Table()); err != nil {
 		return err
 	}
+	if report.LogPath != "" {
+		std.say("not every sink took the result; which and why is in the owner's log, %s (ampoule open)", report.LogPath)
+	}
 	return outcomeError(report)
 }
 
@@ -219,7 +222,7 @@ func (s stdio) earlier(f *runFacts, out string, asJSON bool) error {
 			return err
 		}
 	}
-	return outcomeError(&qemu.Report{Outcome: f.Outcome, ResultPath: f.Result, ReceiptPath: f.Receipt, ConsolePath: f.Console, Command: f.Command})
+	return outcomeError(&qemu.Report{Outcome: f.Outcome, ResultPath: f.Result, ReceiptPath: f.Receipt, LogPath: f.Log, ConsolePath: f.Console, Command: f.Command})
 }
 
 // checkSwap holds the size of a disk, MiB, against what the image's command line says of one: both or neither.
@@ -252,6 +255,7 @@ type runFacts struct {
 	Outcome     *result.Event        `json:"outcome,omitempty"`
 	Result      string               `json:"result,omitempty"`
 	Receipt     string               `json:"receipt,omitempty"`
+	Log         string               `json:"log,omitempty"` // of a run whose result did not go everywhere
 	Console     string               `json:"console,omitempty"`
 	Command     string               `json:"command,omitempty"`
 	Partial     []string             `json:"partial,omitempty"` // what came of an artefact that broke off
@@ -261,7 +265,7 @@ type runFacts struct {
 }
 
 func (f *runFacts) take(r *qemu.Report) {
-	f.Outcome, f.Result, f.Receipt, f.Partial = r.Outcome, r.ResultPath, r.ReceiptPath, r.Partial
+	f.Outcome, f.Result, f.Receipt, f.Log, f.Partial = r.Outcome, r.ResultPath, r.ReceiptPath, r.LogPath, r.Partial
 	f.Console, f.Command, f.Timeline = r.ConsolePath, r.Command, runOf(r).Spans()
 }
 
@@ -308,7 +312,9 @@ func outcomeError(r *qemu.Report) error {
 	if o.Exit != nil && o.Reason == result.Workload {
 		text = fmt.Sprintf("the workload exited with status %d", *o.Exit)
 	}
-	if r.ResultPath != "" {
+	if r.ResultPath == "" && r.LogPath != "" {
+		text += "; the owner's log is in " + r.LogPath + " (ampoule open)"
+	} else if r.ResultPath != "" {
 		text += "; the owner's log is in " + r.ResultPath + " (ampoule open)"
 	} else {
 		text += "; it sent no log for the owner; its console is " + r.ConsolePath

@@ -111,7 +111,7 @@ func writeImage(t *testing.T, dir string, info mkimage.Info, o cmdline.Options) 
 // writeJob makes a manifest in dir.
 func writeJob(t *testing.T, dir string) (raw []byte, path string) {
 	t.Helper()
-	raw = []byte(`{"version": 1, "algorithm": {"uri": "docker://registry.example/algorithm@sha256:` + strings.Repeat("2", 64) + `"}, "results": {"recipients": ["age1zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz"]}}`)
+	raw = []byte(`{"version": 1, "algorithm": {"uri": "docker://registry.example/algorithm@sha256:` + strings.Repeat("2", 64) + `"}, "results": {"recipients": ["age1xaa6w7kl42lgkk6jtseymp08ecl7umavdre4rcssnrp08txllsqqnga2jg"]}}`)
 	path = filepath.Join(dir, "job.json")
 	write(t, path, raw)
 	return raw, path

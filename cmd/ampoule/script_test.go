@@ -1,11 +1,11 @@
 package main
 
 import (
+	"archive/zip"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -19,6 +19,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -52,7 +53,8 @@ func TestMain(m *testing.M) {
 //	mode OCTAL FILE            holds a file's permissions against these
 //	same FILE FILE             as cmp, without printing what may be a key
 //	identity FILE              makes an age identity, and sets RECIPIENT
-//	finished MANIFEST          makes what a run leaves: result.tar.age (for identity), receipt.json, test-root.pem; sets MEASUREMENT
+//	finished MANIFEST          makes what a run leaves: result.tar.zst.age (for identity), receipt.json, test-root.pem; sets MEASUREMENT
+//	zipped FILE NAME=TEXT…     fails unless these are the zip's files, dated 1970
 //	flip FILE                  changes the last byte of a file
 //	broker LOG ARG…            starts ampoule kbs, sets BROKER; broker stop ends it
 //	fill FILE                  puts variables of the script in the place of ${NAME} in a file
@@ -75,6 +77,7 @@ func TestScripts(t *testing.T) {
 			"identity": identity,
 			"cosign":   cosign,
 			"flip":     flip,
+			"zipped":   zipped,
 			"fill":     fill,
 			"broker":   serveBroker(),
 			"finished": func(ts *testscript.TestScript, neg bool, args []string) {
@@ -234,27 +237,27 @@ func finished(ts *testscript.TestScript, p *psp.PSP, file string) error {
 	if err != nil {
 		return err
 	}
-	sealed, err := os.Create(ts.MkAbs(result.SealedName))
+	boot := []result.File{{Name: result.BootLogName, Data: []byte("msg=memory peak_kib=1\n")}}
+	tree := result.Tree{Dir: ts.MkAbs("results"), Limit: 1 << 20}
+	var digests result.Digests
+	for name, to := range map[string][]string{result.ClearName: nil, result.SealedName: {ts.Getenv("RECIPIENT")}} {
+		f, err := os.Create(ts.MkAbs(name))
+		if err != nil {
+			return err
+		}
+		d, err := result.Pack(f, to, tree, boot)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		if to != nil {
+			digests = d
+		}
+	}
+	old, err := os.Create(ts.MkAbs("old.tar"))
 	if err != nil {
 		return err
 	}
-	defer sealed.Close()
-	h := sha256.New()
-	w, err := result.Seal(io.MultiWriter(sealed, h), []string{ts.Getenv("RECIPIENT")})
-	if err != nil {
-		return err
-	}
-	boot := result.File{Name: result.BootLogName, Data: []byte("msg=memory peak_kib=1\n")}
-	if err := errors.Join(result.WriteTar(w, ts.MkAbs("results"), result.ResultsDir, 1<<20, []result.File{boot}), w.Close()); err != nil {
-		return err
-	}
-	clearTar, err := os.Create(ts.MkAbs(result.ClearName))
-	if err != nil {
-		return err
-	}
-	defer clearTar.Close()
-	tarSum := sha256.New()
-	if err := result.WriteTar(io.MultiWriter(clearTar, tarSum), ts.MkAbs("results"), result.ResultsDir, 1<<20, []result.File{boot}); err != nil {
+	if err := errors.Join(result.WriteTar(old, [32]byte{}, tree, boot), old.Close()); err != nil {
 		return err
 	}
 
@@ -271,7 +274,7 @@ func finished(ts *testscript.TestScript, p *psp.PSP, file string) error {
 		TEE: result.TEE{Kind: "snp", TCB: hex.EncodeToString(quick.TCB())}, Profile: "simulation", Binding: result.BindLaunch, Sealed: true, Reason: result.OK,
 		ManifestSHA384: hex.EncodeToString(sum[:]), InitdataSHA256: hex.EncodeToString(launch.HostData[:]),
 		Measurement: launch.Measurement.String(), Workload: result.Ending{Exit: &exit, Ended: 1},
-	}, result.NewSubject(result.SealedName, h.Sum(nil)), result.NewSubject(result.TarName, tarSum.Sum(nil)))
+	}, result.NewSubject(result.SealedName, digests.Sealed[:]), result.NewSubject(result.TarName, digests.Tar[:]))
 	if err != nil {
 		return err
 	}
@@ -316,5 +319,28 @@ func TestHelp(t *testing.T) {
 		if lines := strings.Count(text.String(), "\n"); lines != 1 || !strings.Contains(text.String(), "-nonsense") {
 			t.Errorf("ampoule %s --nonsense: %q", v.name, &text)
 		}
+	}
+}
+
+func zipped(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: zipped FILE NAME=TEXT…")
+	}
+	z, err := zip.OpenReader(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer z.Close()
+	var got []string
+	for _, f := range z.File {
+		r, err := f.Open()
+		ts.Check(err)
+		b, err := io.ReadAll(r)
+		ts.Check(err)
+		if f.Modified.Unix() != 0 {
+			ts.Fatalf("%s is dated %v", f.Name, f.Modified)
+		}
+		got = append(got, f.Name+"="+strings.TrimSpace(string(b)))
+	}
+	if !slices.Equal(got, args[1:]) {
+		ts.Fatalf("the zip has %q, want %q", got, args[1:])
 	}
 }

@@ -1,22 +1,16 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
-	"filippo.io/age"
-
 	"github.com/ampoule-vm/ampoule/internal/evidence"
-	"github.com/ampoule-vm/ampoule/internal/result"
 	"github.com/ampoule-vm/ampoule/internal/verify"
 )
 
@@ -47,7 +41,7 @@ the platform of a quote.
 Exits with 3 when anything is refused.
 
 Examples:
-  ampoule verify --measurements measurements.json --manifest job.json --result result.tar.age receipt.json
+  ampoule verify --measurements measurements.json --manifest job.json --result result.tar.zst.age receipt.json
   ampoule verify --collect --json receipt.json
   ampoule verify --evidence quote.bin --kind tdx --eventlog ccel.bin --report-data 6e6f…
   ampoule verify --evidence evidence.json --kind az-snp-vtpm --init-data initdata.toml --json`
@@ -61,7 +55,7 @@ func verifyVerb(ctx context.Context, args []string, std stdio) error {
 	var r receiptFlags
 	r.vendors = verify.TheirOwn
 	fs.StringVar(&r.manifest, "manifest", "", "the manifest that was sent")
-	fs.StringVar(&r.result, "result", "", "the result as delivered (result.tar.age), or its tar in clear")
+	fs.StringVar(&r.result, "result", "", "the result as delivered (result.tar.zst.age), or its tar in clear")
 	fs.StringVar(&r.identity, "identity", "", "file with age identities, or an ssh private key, that opens --result")
 	fs.BoolVar(&r.strict, "strict", false, "refuse where anything was not checked")
 	fs.BoolVar(&r.collect, "collect", false, "ask AMD or Intel for what RECEIPT lacks to be verified offline, and add it to the file")
@@ -162,82 +156,4 @@ func hashFile(path string) ([]byte, error) {
 	h := sha256.New()
 	_, err = io.Copy(h, f)
 	return h.Sum(nil), err
-}
-
-const openHelp = `
-usage: ampoule open --identity FILE --out DIR RESULT
-
-Decrypts a sealed result with an age identity (age-keygen, or an ssh key) and unpacks it to DIR, which must not
-exist: results/ is the workload's, log/ its output and the private log, timeline.ndjson the boot. A result that
-came in clear (result.tar) needs no identity.
-
-Examples:
-  ampoule open --identity key.txt --out opened result.tar.age
-  ampoule open --out opened result.tar`
-
-// maxResult bounds what open unpacks, bytes.
-const maxResult = 64 << 30
-
-func openVerb(_ context.Context, args []string, std stdio) error {
-	fs := flags("open", openHelp, std)
-	identity := fs.String("identity", "", "file with age identities, or an ssh private key")
-	out := fs.String("out", "", "folder to make")
-	if err := parse(fs, args, 1); err != nil {
-		return err
-	}
-	if err := required(fs, "out"); err != nil {
-		return err
-	}
-	return openResult(std, fs.Arg(0), *identity, *out)
-}
-
-// openResult reads the identity from its file; "" expects a result in clear.
-func openResult(std stdio, path, identity, out string) error {
-	if identity == "" {
-		return unsealTo(path, nil, out)
-	}
-	ids, err := identities(std, identity)
-	if err != nil {
-		return err
-	}
-	return unsealTo(path, ids, out)
-}
-
-// ageHeader begins every sealed result.
-const ageHeader = "age-encryption.org/"
-
-// unsealTo decrypts the result at path with the given identities and unpacks it to out. Whether it is sealed must be as
-// the caller expects; without identities that is in clear.
-func unsealTo(path string, ids []age.Identity, out string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	b := bufio.NewReader(f)
-	head, _ := b.Peek(len(ageHeader)) // what cannot be read is in clear, and ExtractTar says why not
-	var r io.Reader = b
-	switch sealed := string(head) == ageHeader; {
-	case sealed && ids == nil:
-		return fmt.Errorf("%s is sealed: give the recipient's key with --identity FILE", path)
-	case !sealed && ids != nil:
-		return fmt.Errorf("%s is not sealed, so whoever ran the VM can read it: open it without --identity if that is expected", path)
-	case sealed:
-		if r, err = result.Unseal(b, ids); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-	}
-	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
-		return err
-	}
-	if err := os.Mkdir(out, 0o700); errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("--out %s: is there already; name a new folder", out)
-	} else if err != nil {
-		return fmt.Errorf("--out: %w", err)
-	}
-	if err := result.ExtractTar(r, out, maxResult); err != nil {
-		os.Remove(out) // stays when something could be unpacked
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
 }

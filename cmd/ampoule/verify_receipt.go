@@ -10,8 +10,6 @@ import (
 	"os"
 	"time"
 
-	"filippo.io/age"
-
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 	"github.com/ampoule-vm/ampoule/internal/psp"
 	"github.com/ampoule-vm/ampoule/internal/result"
@@ -107,37 +105,25 @@ func resultDigests(std stdio, path, identity string) (file, tar []byte, err erro
 		return nil, nil, err
 	}
 	defer f.Close()
-	outer, inner := sha256.New(), sha256.New()
-	in := io.TeeReader(f, outer)
-	if identity != "" {
-		ids, err := identities(std, identity)
-		if err != nil {
-			return nil, nil, err
-		}
-		clear, err := result.Unseal(in, ids)
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", path, err)
-		}
-		if _, err := io.Copy(inner, clear); err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", path, err)
-		}
-		tar = inner.Sum(nil)
+	if identity == "" {
+		h := sha256.New()
+		_, err = io.Copy(h, f)
+		return h.Sum(nil), nil, err
 	}
-	_, err = io.Copy(io.Discard, in)
-	return outer.Sum(nil), tar, err
-}
-
-func identities(std stdio, file string) ([]age.Identity, error) {
-	b, err := std.readFile(file, 1<<20)
+	ids, err := identities(std, identity)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	defer clear(b)
-	ids, err := result.ParseIdentities(b)
+	o, err := result.Open(f, ids)
 	if err != nil {
-		return nil, fmt.Errorf("--identity %s: %w", file, err)
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return ids, nil
+	defer o.Close()
+	if _, err := io.Copy(io.Discard, o); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	d := o.Digests()
+	return d.Sealed[:], d.Tar[:], nil
 }
 
 // completeSimulated adds to the receipt of a simulated TEE what its chip has, where it has something.

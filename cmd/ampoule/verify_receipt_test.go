@@ -30,7 +30,7 @@ func TestVerifyReceipts(t *testing.T) {
 			code  int
 			wants []string
 		}{
-			"all of it": {with("--result", at("result.tar.age"), "--identity", at("identity.txt"), "--strict", at("receipt.json")), 0,
+			"all of it": {with("--result", at("result.tar.zst.age"), "--identity", at("identity.txt"), "--strict", at("receipt.json")), 0,
 				[]string{"PROVEN: ", "SIMULATED", "ran          docker://registry.example/linear-regression@", "(algorithm, encrypted)", "datasets[0]",
 					"exit status 0, after 1.5s", "1.2s of CPU time", hardware, "which the launch fixed", "contents     ok", "over plain http"}},
 			"the tar":            {with("--result", at("result.tar"), "--strict", at("receipt.json")), 0, []string{"result.tar, sha256"}},

@@ -77,7 +77,7 @@ func (r *reader) computation(o *object, m *Manifest) {
 	for _, n := range o.list("result_consumers") {
 		if c := r.object(n); c != nil {
 			if key := r.base64Key(c, "user_key"); len(key) > 0 {
-				m.Consumers = append(m.Consumers, key)
+				m.Results.Recipients = append(m.Results.Recipients, recipientOf(key))
 			}
 			c.done()
 		}

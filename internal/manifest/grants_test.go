@@ -29,7 +29,7 @@ func TestGrantsAreRead(t *testing.T) {
 		Algorithm: Resource{Type: "oci-image", URI: pinnedURI},
 		Workload: Workload{Kind: "oci", Env: map[string]string{"PASSWORD": "sealed.a.b.c"}, SealedBroker: "https://one.example",
 			Files: []File{{"/run/secrets/x", "two\nlines\x00"}, {"/etc/app.conf", ""}, {"/run/secrets/y", "sealed.d.e.f"}}},
-		Results: Results{Path: ResultsPath, LimitBytes: DefaultLimit, Sinks: []string{"vsock"}},
+		Results: Results{Path: ResultsPath, LimitBytes: DefaultLimit, Sinks: []Sink{{Type: VsockSink, Deadline: sinkDeadline}}},
 		GuestAPI: GuestAPI{
 			Resources: []BrokerResource{{"https://one.example", "default/app/token"}, {"https://one.example", "default/app/cert"}, {"https://two.example", "default/app/other"}},
 			Token:     true, TokenBroker: "https://one.example", Evidence: true,

@@ -28,7 +28,7 @@ const (
 	DefaultLimit   = 256 << 20 // bytes of results
 	defaultNetwork = "none"
 	defaultKind    = "oci"
-	defaultSink    = "vsock"
+	defaultSink    = VsockSink
 	defaultLogs    = "sealed"
 )
 
@@ -60,10 +60,6 @@ type Manifest struct {
 	Lookaside     []Lookaside     // where simple signatures are kept
 	Stores        []Store         // what is said of some stores of files; others may be used as well
 	Logs          string          // "sealed" or "host": where the workload's output goes
-
-	// Consumers are the PKIX keys (DER) of Cocos' result_consumers. This build cannot seal to them: such a manifest
-	// has no recipients, and the caller says so or refuses.
-	Consumers [][]byte
 
 	raw []byte
 }
@@ -148,8 +144,8 @@ type Resources struct {
 type Results struct {
 	Path       string   // ResultsPath in this build
 	LimitBytes int64    // of the files below Path, as package result counts them
-	Recipients []string // age1…, ssh-ed25519 …, ssh-rsa …; only their prefixes are checked here
-	Sinks      []string // "vsock"
+	Recipients []string // age1…, ssh-ed25519 …, ssh-rsa …, or a PKIX key in PEM; only their prefixes are checked here
+	Sinks      []Sink
 }
 
 // Broker is a key broker and what is pinned of it.
@@ -210,7 +206,7 @@ func parse(b []byte, allow func(string) bool) (*Manifest, []*node, error) {
 		return nil, nil, r.problems
 	}
 	m := &Manifest{
-		Results: Results{Path: ResultsPath, LimitBytes: DefaultLimit, Sinks: []string{defaultSink}},
+		Results: Results{Path: ResultsPath, LimitBytes: DefaultLimit, Sinks: []Sink{{Type: defaultSink, Deadline: sinkDeadline}}},
 		Logs:    defaultLogs,
 		raw:     bytes.Clone(b),
 	}

@@ -63,7 +63,7 @@ func unhex(s string) []byte {
 func TestParseReadsAllSpellings(t *testing.T) {
 	defaults := Manifest{
 		Logs:    "sealed",
-		Results: Results{Path: "/cocos/results", LimitBytes: DefaultLimit, Sinks: []string{"vsock"}},
+		Results: Results{Path: "/cocos/results", LimitBytes: DefaultLimit, Sinks: []Sink{{Type: VsockSink, Deadline: sinkDeadline}}},
 	}
 	remote, source, computation := defaults, defaults, defaults
 
@@ -87,7 +87,7 @@ func TestParseReadsAllSpellings(t *testing.T) {
 	computation.Datasets = []Resource{{Type: "oci-image", URI: "docker://registry.example/data:v1", Encrypted: true, KeyPath: "default/key/d", Broker: "http://kbs.example:8080", Filename: "iris.csv",
 		SHA3_256: unhex("0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1fff")}}
 	computation.Brokers = []Broker{{URL: "http://kbs.example:8080"}}
-	computation.Consumers = [][]byte{unhex("302a3005")}
+	computation.Results.Recipients = []string{"-----BEGIN PUBLIC KEY-----\nMCowBQ==\n-----END PUBLIC KEY-----\n"}
 
 	for name, want := range map[string]Manifest{"remote.json": remote, "remote-source.json": source, "computation.json": computation} {
 		t.Run(name, func(t *testing.T) {
@@ -122,7 +122,7 @@ func TestParseReadsOwnSpelling(t *testing.T) {
 			SHA256: unhex(strings.Repeat("4", 64)), SHA3_256: unhex(strings.Repeat("5", 64))}},
 		Workload:   Workload{Kind: "oci", Args: []string{"--epochs", "7"}, Env: map[string]string{"SEED": "1", "seed": "2", "EMPTY": ""}, User: "nobody:nogroup", Cwd: "/cocos"},
 		Resources:  Resources{MemoryBytes: 1 << 30, PIDs: 64, DiskBytes: 64 << 20, InputBytes: 32 << 20, CPUs: 2, Deadline: 10 * time.Minute, Grace: 30 * time.Second},
-		Results:    Results{Path: "/cocos/results", LimitBytes: 1 << 20, Recipients: []string{"age1qqqq", "ssh-ed25519 AAAA"}, Sinks: []string{"vsock"}},
+		Results:    Results{Path: "/cocos/results", LimitBytes: 1 << 20, Recipients: []string{"age1qqqq", "ssh-ed25519 AAAA"}, Sinks: []Sink{{Type: VsockSink, Deadline: sinkDeadline}}},
 		Brokers:    []Broker{{URL: "https://kbs.example", SPKI: unhex(strings.Repeat("6", 64))}, {URL: "http://10.0.2.2:8080"}},
 		Registries: []Registry{{Host: "registry.example"}},
 		Logs:       "host",

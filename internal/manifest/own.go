@@ -50,7 +50,7 @@ func (r *reader) own(o *object, m *Manifest) {
 	general := r.brokers(o, m)
 	r.workload(o, m)
 	r.limits(o.child("resources"), m)
-	r.results(o.child("results"), m)
+	r.results(o.child("results"), m, general)
 	r.registries(o, m, general)
 	r.stores(o, m, general)
 	r.images(o, m, general)
@@ -173,29 +173,19 @@ func (r *reader) limits(o *object, m *Manifest) {
 	o.done()
 }
 
-func (r *reader) results(o *object, m *Manifest) {
+func (r *reader) results(o *object, m *Manifest, general []string) {
 	s := &m.Results
 	if p := o.text("path"); p != "" && p != ResultsPath {
 		r.problem(o.path("path"), "%.200q: not supported in this build; want %s", p, ResultsPath)
 	}
 	o.number("limit_bytes", &s.LimitBytes, 1, 1<<50)
 	s.Recipients = r.recipients(o)
-	if o.has("sinks") {
-		s.Sinks = o.texts("sinks")
-		if len(s.Sinks) == 0 && o.members["sinks"].kind == '[' {
-			r.problem(o.path("sinks"), "is empty: the result would go nowhere; want [%q]", defaultSink)
-		}
-		for i, sink := range s.Sinks {
-			switch {
-			case sink != defaultSink:
-				r.problem(o.list("sinks")[i].path, "%.80q: not supported in this build; want %s", sink, defaultSink)
-			case i > 0:
-				r.problem(o.list("sinks")[i].path, "%s: is there twice", sink)
-			}
-		}
-	}
+	r.sinks(o, m, general)
 	o.done()
 }
+
+// recipientForms are how public keys begin that a result can be sealed to.
+var recipientForms = []string{"age1", "ssh-ed25519 ", "ssh-rsa ", "-----BEGIN PUBLIC KEY-----"}
 
 // recipients reads public keys. That each is one is package result's to say; that they go together is said here,
 // because otherwise it would come out only when there is a result to lose.
@@ -206,14 +196,16 @@ func (r *reader) recipients(o *object) []string {
 		switch s := n.text; {
 		case n.kind != '"':
 			r.problem(n.path, "is %v, want a string", n)
-		case !strings.HasPrefix(s, "age1") && !strings.HasPrefix(s, "ssh-ed25519 ") && !strings.HasPrefix(s, "ssh-rsa "):
-			r.problem(n.path, "is no age1…, ssh-ed25519 or ssh-rsa public key") // not quoted: it may be a secret key
+		case !slices.ContainsFunc(recipientForms, func(form string) bool { return strings.HasPrefix(s, form) }):
+			r.problem(n.path, "is no age1…, ssh-ed25519, ssh-rsa or PEM public key") // not quoted: it may be a secret key
 		case len(s) > 4096:
 			r.problem(n.path, "is %d bytes, at most 4096", len(s))
 		case slices.Contains(all, s):
 			r.problem(n.path, "is there twice")
 		default:
-			r.plain(n)
+			if !strings.HasPrefix(s, "-----") { // PEM has lines
+				r.plain(n)
+			}
 			if strings.HasPrefix(s, "age1pq1") {
 				quantum++
 			}

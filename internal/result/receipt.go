@@ -18,8 +18,8 @@ const (
 
 // The names of a result: sealed, in clear, and of the tar in both.
 const (
-	SealedName = "result.tar.age"
-	ClearName  = "result.tar"
+	SealedName = "result.tar.zst.age"
+	ClearName  = "result.tar.zst"
 	TarName    = "result.tar"
 )
 

@@ -96,11 +96,11 @@ func TestReceiptReadsBack(t *testing.T) {
 func TestNewStatementOfAnUnsealedResult(t *testing.T) {
 	p := predicate()
 	p.Sealed, p.Images, p.Timeline, p.Notes = false, nil, nil, nil
-	b, err := NewStatement(p, forms()[1])
+	b, err := NewStatement(p, NewSubject(ClearName, make([]byte, 32)), forms()[1])
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"name":"result.tar"`, `"images":[]`, `"timeline":[]`, `"notes":[]`} {
+	for _, want := range []string{`"name":"result.tar.zst"`, `"images":[]`, `"timeline":[]`, `"notes":[]`} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("%s\nlacks %s", b, want)
 		}

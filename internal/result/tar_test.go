@@ -17,6 +17,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+var salt = [32]byte{1, 2, 3}
+
 var extras = []File{{TimelineName, []byte("{}\n")}, {StdoutName, []byte("out")}, {StderrName, nil}, {BootLogName, []byte("boot")}}
 
 // tree lays out a workload's results, links and awkward names among them.
@@ -76,19 +78,19 @@ func files(t *testing.T, dir string) map[string]string {
 
 func TestTarReadsBackAndIsDeterministic(t *testing.T) {
 	var b bytes.Buffer
-	if err := WriteTar(&b, tree(t), ResultsDir, 1<<20, extras); err != nil {
+	if err := WriteTar(&b, salt, Tree{Dir: tree(t), Limit: 1 << 20}, extras); err != nil {
 		t.Fatal(err)
 	}
 	var again bytes.Buffer
 	other := tree(t)
 	os.Chtimes(filepath.Join(other, "naïve"), time.Unix(1, 0), time.Unix(1, 0))
-	if err := WriteTar(&again, other, ResultsDir, 1<<20, extras); err != nil {
+	if err := WriteTar(&again, salt, Tree{Dir: other, Limit: 1 << 20}, extras); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(b.Bytes(), again.Bytes()) {
 		t.Error("two trees of the same content make different tars")
 	}
-	const golden = "d8c631b585438bddd30d13acef0548e974cb690743b4c864d88d301a1a21788d"
+	const golden = "7dc46fe718912439d8e7fad3f403470f0a03130f2b2d06d2453070f1a56bf588"
 	if sum := sha256.Sum256(b.Bytes()); hex.EncodeToString(sum[:]) != golden {
 		t.Errorf("the tar has SHA-256 %x, want %s", sum, golden)
 	}
@@ -103,7 +105,7 @@ func TestTarReadsBackAndIsDeterministic(t *testing.T) {
 		"results/coefficients.json": "- [1,2]", "results/a/b/c.txt": "- " + strings.Repeat("x", 5000),
 		"results/a/run.sh": "x #!", "results/empty/.keep": "- ", "results/naïve": "- z",
 		"results/empty/link": "→ ../a/b", "log/stdout": "- out", "log/stderr": "- ",
-		"log/boot.txt": "- boot", "timeline.ndjson": "- {}\n",
+		"salt": "- " + string(salt[:]), "log/boot.txt": "- boot", "timeline.ndjson": "- {}\n",
 	}
 	if d := cmp.Diff(want, files(t, dir)); d != "" {
 		t.Error(d)
@@ -119,11 +121,11 @@ func TestWriteTarOverItsLimitWritesNothing(t *testing.T) {
 		t.Skipf("the file system has no sparse file of 1 TiB: %v", err)
 	}
 	var b bytes.Buffer
-	err := WriteTar(&b, dir, ResultsDir, 1<<20, extras)
+	err := WriteTar(&b, salt, Tree{Dir: dir, Limit: 1 << 20}, extras)
 	if !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), "1048576") || b.Len() != 0 {
 		t.Errorf("%v after %d bytes, want ErrLimit, the limit, and nothing written", err, b.Len())
 	}
-	if err := WriteTar(&b, "", "", 0, extras); err != nil {
+	if err := WriteTar(&b, salt, Tree{}, extras); err != nil {
 		t.Errorf("extra files alone: %v", err)
 	}
 }
@@ -143,7 +145,7 @@ func TestWriteTarNeverLeavesTheTree(t *testing.T) {
 		}
 	}
 	var b bytes.Buffer
-	if err := WriteTar(&b, results, ResultsDir, 1<<20, nil); err != nil {
+	if err := WriteTar(&b, salt, Tree{Dir: results, Limit: 1 << 20}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if bytes.Contains(b.Bytes(), []byte("key")) {
@@ -157,7 +159,7 @@ func TestWriteTarNeverLeavesTheTree(t *testing.T) {
 	if err := syscall.Mkfifo(filepath.Join(results, "pipe"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := WriteTar(&b, results, ResultsDir, 1<<20, nil); err == nil || !strings.Contains(err.Error(), `"pipe"`) {
+	if err := WriteTar(&b, salt, Tree{Dir: results, Limit: 1 << 20}, nil); err == nil || !strings.Contains(err.Error(), `"pipe"`) {
 		t.Errorf("a pipe: %v", err)
 	}
 }

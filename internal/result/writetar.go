@@ -17,6 +17,7 @@ import (
 
 // Where things are in a result. ResultsDir holds the workload's own output.
 const (
+	SaltName     = "salt" // 32 random bytes, the first member: without them the tar's digest tells nobody what is in it
 	ResultsDir   = "results"
 	StdoutName   = "log/stdout"
 	StderrName   = "log/stderr"
@@ -39,44 +40,63 @@ type File struct {
 	Data []byte
 }
 
-// WriteTar writes the tree dir under prefix, then extra, as a tar that depends on names and contents alone: sorted,
-// mtime 0, uid and gid 0, mode 0755 or 0644. An empty dir means extra alone. The tree is a workload's: it is opened
-// through os.Root, so that no link leads out; links are written as links; sockets, pipes and devices are errors.
-// The whole of dir may take up to limit bytes (each entry counts 512 on top) and is measured before the first
-// byte is written. The tree must not change meanwhile.
-func WriteTar(w io.Writer, dir, prefix string, limit int64, extra []File) error {
-	t := tar.NewWriter(w)
-	if dir != "" {
-		root, err := os.OpenRoot(dir)
-		if err != nil {
+// A Tree is a workload's results: the files below Dir, which are in the tar below ResultsDir. Its zero value has none.
+type Tree struct {
+	Dir     string
+	Limit   int64 // bytes that all of it may take; each entry counts 512 on top of its size
+	Consume bool  // each file is removed as it is written, so that memory never holds it twice
+}
+
+// WriteTar writes a salt, the tree and extra, as a tar that depends on those alone: sorted, mtime 0, uid and gid 0, mode 0755
+// or 0644. The tree is a workload's: it is opened through os.Root, so that no link leads out; links are written as links;
+// sockets, pipes and devices are errors. All of it is measured before the first byte is written. It must not change
+// meanwhile, and what a consumed tree has lost when there is an error is lost.
+func WriteTar(w io.Writer, salt [32]byte, results Tree, extra []File) error {
+	var list lister
+	var root *os.Root
+	if results.Dir != "" {
+		var err error
+		if root, err = os.OpenRoot(results.Dir); err != nil {
 			return fmt.Errorf("results: %w", err)
 		}
 		defer root.Close()
-		list := lister{root: root, limit: limit}
+		list.root, list.limit = root, results.Limit
 		if err := list.dir("."); err != nil {
 			return fmt.Errorf("results: %w", err)
 		}
-		if err := t.WriteHeader(header(prefix+"/", tar.TypeDir, 0o755)); err != nil {
+	}
+	t := tar.NewWriter(w)
+	if err := writeFile(t, File{SaltName, salt[:]}); err != nil {
+		return err
+	}
+	if root != nil {
+		if err := t.WriteHeader(header(ResultsDir+"/", tar.TypeDir, 0o755)); err != nil {
 			return fmt.Errorf("results: %w", err)
 		}
-		for _, e := range list.entries {
-			if err := e.write(t, root, prefix); err != nil {
-				return fmt.Errorf("results: %w", err)
-			}
+	}
+	for _, e := range list.entries {
+		if err := e.write(t, root, results.Consume); err != nil {
+			return fmt.Errorf("results: %w", err)
 		}
 	}
-	sorted := slices.SortedFunc(slices.Values(extra), func(a, b File) int { return cmp.Compare(a.Name, b.Name) })
-	for _, f := range sorted {
-		h := header(f.Name, tar.TypeReg, 0o644)
-		h.Size = int64(len(f.Data))
-		if err := t.WriteHeader(h); err != nil {
-			return fmt.Errorf("%s: %w", f.Name, err)
-		}
-		if _, err := t.Write(f.Data); err != nil {
-			return fmt.Errorf("%s: %w", f.Name, err)
+	for _, f := range slices.SortedFunc(slices.Values(extra), func(a, b File) int { return cmp.Compare(a.Name, b.Name) }) {
+		if err := writeFile(t, f); err != nil {
+			return err
 		}
 	}
 	return t.Close()
+}
+
+func writeFile(t *tar.Writer, f File) error {
+	h := header(f.Name, tar.TypeReg, 0o644)
+	h.Size = int64(len(f.Data))
+	if err := t.WriteHeader(h); err != nil {
+		return fmt.Errorf("%s: %w", f.Name, err)
+	}
+	if _, err := t.Write(f.Data); err != nil {
+		return fmt.Errorf("%s: %w", f.Name, err)
+	}
+	return nil
 }
 
 func header(name string, kind byte, mode int64) *tar.Header {
@@ -148,8 +168,8 @@ func (l *lister) dir(name string) error {
 	return nil
 }
 
-func (e entry) write(t *tar.Writer, root *os.Root, prefix string) error {
-	h := header(path.Join(prefix, e.name), tar.TypeReg, 0o644)
+func (e entry) write(t *tar.Writer, root *os.Root, consume bool) error {
+	h := header(path.Join(ResultsDir, e.name), tar.TypeReg, 0o644)
 	switch {
 	case e.mode.IsDir():
 		h.Name, h.Typeflag, h.Mode = h.Name+"/", tar.TypeDir, 0o755
@@ -162,25 +182,65 @@ func (e entry) write(t *tar.Writer, root *os.Root, prefix string) error {
 	}
 	h.Size = e.size
 	// Neither a link nor a pipe can be here unless the tree changed; then fail rather than hang or go elsewhere.
-	f, err := root.OpenFile(e.name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	how := os.O_RDONLY
+	if consume {
+		how = os.O_RDWR
+	}
+	f, err := root.OpenFile(e.name, how|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil {
+	fi, err := f.Stat()
+	if err != nil {
 		return err
-	} else if !fi.Mode().IsRegular() || fi.Size() != e.size {
+	}
+	if !fi.Mode().IsRegular() || fi.Size() != e.size {
 		return fmt.Errorf("%q changed while it was packed", e.name)
 	}
 	if err := t.WriteHeader(h); err != nil {
 		return fmt.Errorf("%q: %w", e.name, err)
 	}
-	if n, err := io.Copy(t, io.LimitReader(f, e.size)); err != nil {
+	var r io.Reader = f
+	if st, ok := fi.Sys().(*syscall.Stat_t); consume && ok && st.Nlink == 1 {
+		r = &punching{f: f} // of a file with several names the last one punches
+	}
+	if n, err := io.Copy(t, io.LimitReader(r, e.size)); err != nil {
 		return fmt.Errorf("%q: %w", e.name, err)
 	} else if n != e.size {
 		return fmt.Errorf("%q changed while it was packed", e.name)
 	}
+	if consume {
+		return root.Remove(e.name)
+	}
 	return nil
+}
+
+// punchEvery is how much of a file is kept at most after it was read, bytes.
+const punchEvery = 1 << 20
+
+// punching gives the memory of a file back as it is read.
+type punching struct {
+	f            *os.File
+	read, behind int64 // bytes that were read, and those that are gone
+}
+
+func (p *punching) Read(b []byte) (int, error) {
+	n, err := p.f.Read(b)
+	p.read += int64(n)
+	if done := p.read - p.behind; done >= punchEvery {
+		conn, failed := p.f.SyscallConn()
+		if failed != nil {
+			return n, failed
+		}
+		const punchHole, keepSize = 2, 1 // <linux/falloc.h>
+		conn.Control(func(fd uintptr) {
+			// A file system that cannot do it takes more memory, and removes the file at its end.
+			_ = syscall.Fallocate(int(fd), punchHole|keepSize, p.behind, done)
+		})
+		p.behind = p.read
+	}
+	return n, err
 }
 
 // clean reports whether a name from a tar is a plain relative path: what WriteTar writes, and nothing else.

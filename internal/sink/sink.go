@@ -10,6 +10,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
+
+	"github.com/ampoule-vm/ampoule/image"
 )
 
 // Vsock delivers to the HTTP server that the host runs behind the vsock.
@@ -26,6 +29,11 @@ func (v *Vsock) PutResult(ctx context.Context, r io.Reader, size int64) error {
 // PutReceipt delivers receipt.json.
 func (v *Vsock) PutReceipt(ctx context.Context, receipt []byte) error {
 	return v.put(ctx, "/v1/receipt", bytes.NewReader(receipt), int64(len(receipt)))
+}
+
+// PutLog delivers a sealed log of size bytes: of what went wrong after the result was sealed.
+func (v *Vsock) PutLog(ctx context.Context, r io.Reader, size int64) error {
+	return v.put(ctx, "/v1/log", r, size)
 }
 
 func (v *Vsock) put(ctx context.Context, path string, r io.Reader, size int64) error {
@@ -53,7 +61,7 @@ func (v *Vsock) do(req *http.Request) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("%s %s: status %d, want 2xx", req.Method, req.URL.Path, resp.StatusCode)
+		return &statusError{req.Method + " " + req.URL.Path, resp.StatusCode, "", image.RetryAfter(resp.Header, time.Now())}
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func TestPythonVerifier(t *testing.T) {
 	}
 	for _, kind := range kinds {
 		at := func(name string) string { return filepath.Join(vectors, string(kind), name) }
-		for _, form := range []string{"result.tar.age", "result.tar"} {
+		for _, form := range []string{"result.tar.zst.age", "result.tar"} {
 			out, code := run(kind, "receipt.json", "--measurements", at("measurements.json"), "--manifest", at("manifest.json"), "--result", at(form))
 			if code != 0 || !bytes.Equal(out, vector(t, kind, "facts.json")) {
 				t.Errorf("%s, %s: exit %d: %s", kind, form, code, out)

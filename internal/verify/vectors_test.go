@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,7 +42,7 @@ func vector(t testing.TB, kind evidence.Kind, name string) []byte {
 func vectorExpect(t testing.TB, kind evidence.Kind) Expect {
 	t.Helper()
 	e := Expect{Manifest: vector(t, kind, "manifest.json"), Strict: true}
-	sealed, tar := sha256.Sum256(vector(t, kind, "result.tar.age")), sha256.Sum256(vector(t, kind, "result.tar"))
+	sealed, tar := sha256.Sum256(vector(t, kind, "result.tar.zst.age")), sha256.Sum256(vector(t, kind, "result.tar"))
 	e.ResultSHA256, e.TarSHA256 = sealed[:], tar[:]
 	if err := json.Unmarshal(vector(t, kind, "measurements.json"), &e.Measurements); err != nil {
 		t.Fatal(err)
@@ -196,16 +195,17 @@ func writeVector(t *testing.T, kind evidence.Kind) {
 	if err := os.WriteFile(filepath.Join(results, "answer.txt"), []byte("42\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var sealed, tar bytes.Buffer
-	w, err := result.Seal(&sealed, []string{id.Recipient().String()})
+	var sealed bytes.Buffer
+	if _, err := result.Pack(&sealed, []string{id.Recipient().String()}, result.Tree{Dir: results, Limit: 1 << 20}, nil); err != nil {
+		t.Fatal(err)
+	}
+	opened, err := result.Open(bytes.NewReader(sealed.Bytes()), []age.Identity{id})
 	if err != nil {
 		t.Fatal(err)
 	}
-	salt := result.File{Name: "salt", Data: bytes.Repeat([]byte{0x5a}, 32)}
-	if err := result.WriteTar(io.MultiWriter(w, &tar), results, result.ResultsDir, 1<<20, []result.File{salt}); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
+	defer opened.Close()
+	var tar bytes.Buffer
+	if _, err := tar.ReadFrom(opened); err != nil {
 		t.Fatal(err)
 	}
 
@@ -220,7 +220,7 @@ func writeVector(t *testing.T, kind evidence.Kind) {
 		root = chip.TDXRootPEM()
 	}
 	files := map[string][]byte{
-		"manifest.json": raw, "identity.txt": []byte(id.String() + "\n"), "result.tar": tar.Bytes(), "result.tar.age": sealed.Bytes(),
+		"manifest.json": raw, "identity.txt": []byte(id.String() + "\n"), "result.tar": tar.Bytes(), "result.tar.zst.age": sealed.Bytes(),
 		"receipt-bare.json": receipt, "receipt.json": full, "root.pem": root, "facts.json": factsOf(t, full),
 		"measurements.json": fmt.Appendf(nil, "[%q]\n", launch.Measurement),
 	}
