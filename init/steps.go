@@ -378,8 +378,8 @@ func (r *run) seal(ctx context.Context) (err error) {
 		r.private.Info("swapped", "in_mib", in>>20, "out_mib", out>>20, "error", err)
 	}
 	p.digests, err = r.pack(p.path, true)
-	if errors.Is(err, result.ErrLimit) {
-		return because(result.Workload, err) // it wrote more than the manifest takes
+	if errors.Is(err, result.ErrLimit) || errors.Is(err, result.ErrEntry) {
+		return because(result.Workload, err) // it wrote more than the manifest takes, or what is no file
 	}
 	if err != nil {
 		return err

@@ -34,6 +34,9 @@ const (
 // ErrLimit is in the chain of WriteTar's error when the tree does not fit. Nothing was written then.
 var ErrLimit = errors.New("over the limit")
 
+// ErrEntry is in the chain of WriteTar's error when the tree has something that no result can hold. Nothing was written then.
+var ErrEntry = errors.New("is not for a result")
+
 // File is a member of a result that PID 1 itself provides.
 type File struct {
 	Name string
@@ -147,13 +150,13 @@ func (l *lister) dir(name string) error {
 				return err
 			}
 		default:
-			return fmt.Errorf("%q is a socket, pipe or device (%v)", e.name, e.mode.Type())
+			return fmt.Errorf("%q is a socket, pipe or device (%v): it %w", e.name, e.mode.Type(), ErrEntry)
 		}
 		l.entries = append(l.entries, e)
 		l.total += 512 + e.size
 		switch {
 		case len(e.name) > maxName:
-			return fmt.Errorf("%.80q…: a path of %d bytes, at most %d", e.name, len(e.name), maxName)
+			return fmt.Errorf("%.80q… %w: a path of %d bytes, at most %d", e.name, ErrEntry, len(e.name), maxName)
 		case len(l.entries) > maxEntries:
 			return fmt.Errorf("%w of %d files", ErrLimit, maxEntries)
 		case l.total > l.limit || l.total < 0:
