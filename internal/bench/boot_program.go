@@ -78,3 +78,18 @@ func ratio(a, b time.Duration) float64 {
 	}
 	return float64(a) / float64(b)
 }
+
+// MedianLoops takes each loop's lower median by itself.
+func MedianLoops(all []Loops) Loops {
+	of := func(get func(Loops) time.Duration) time.Duration {
+		var times []time.Duration
+		for _, l := range all {
+			times = append(times, get(l))
+		}
+		return Median(times)
+	}
+	return Loops{
+		of(func(l Loops) time.Duration { return l.Arithmetic }), of(func(l Loops) time.Duration { return l.Calls }),
+		of(func(l Loops) time.Duration { return l.Pages }),
+	}
+}
