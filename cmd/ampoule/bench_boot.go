@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/ampoule-vm/ampoule/internal/bench"
 	"github.com/ampoule-vm/ampoule/qemu"
@@ -23,8 +24,9 @@ and a dataset are encrypted, and their keys come from a broker, as in the demo.
 Further it tells:
   - the slowest parts of the kernel's start, from boots with initcall_debug;
   - the processor time that PID 1 needs until the workload begins, its waiting for others left out, and an estimate of the
-    same on this machine's processor outside emulation: the guest runs three loops (arithmetic, system calls, new pages),
-    so does this machine, and the least of the three ratios is taken;
+    same on this machine's processor outside emulation: by what the sandbox's stub takes in the guest and here, where this
+    user may make sandboxes (go test -bench Sandbox ./internal/workload), and else by the least of what three loops take
+    (arithmetic, system calls, new pages);
   - what kernel and initramfs would take in other formats, and how long C programs need to unpack them here;
   - with --memory, the smallest machine in which the job succeeds, by bisection, and also the demo's job in Python.
 
@@ -57,7 +59,7 @@ func benchBootVerb(ctx context.Context, args []string, std stdio) (err error) {
 	defer func() { err = errors.Join(err, b.world.Close()) }()
 	r.Accel = string(qemu.Probe(ctx, ""))
 	r.Sizes = b.sizes()
-	for _, do := range []func(context.Context, *bench.BootReport, int) error{b.series, b.kernel, b.loops, b.native, b.formats} {
+	for _, do := range []func(context.Context, *bench.BootReport, int) error{b.series, b.kernel, b.loops, b.native, b.sandbox, b.formats} {
 		if err := do(ctx, r, *runs); err != nil {
 			return err
 		}
@@ -102,6 +104,7 @@ func (b *bootBench) series(ctx context.Context, r *bench.BootReport, runs int) e
 	for _, m := range machines {
 		r.Boots = append(r.Boots, bench.BootSeries{Name: m.name})
 	}
+	var stubs []time.Duration
 	for n := range runs {
 		for i, m := range machines {
 			b.std.say("  boot %d/%d under %s", n+1, runs, m.name)
@@ -114,11 +117,13 @@ func (b *bootBench) series(ctx context.Context, r *bench.BootReport, runs int) e
 				return fmt.Errorf("%s, run %d: %w", m.name, n+1, err)
 			}
 			r.Boots[i].Runs = append(r.Boots[i].Runs, t)
+			stubs = append(stubs, run.stamps.CPU)
 		}
 	}
 	for i := range r.Boots {
 		r.Boots[i].Median = bench.MedianBoot(r.Boots[i].Runs)
 	}
+	r.CPU.GuestStub = bench.Median(stubs)
 	for _, s := range r.Boots[0].Median.Steps {
 		if bench.Own(s.Name) {
 			r.CPU.Steps += s.CPU

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -32,12 +34,13 @@ type bootBench struct {
 	info               *mkimage.Info
 	archive            []byte // of the initramfs, unpacked
 	world              *demo.World
+	source             string
 	small, loop, large []byte // manifests: the timed program without and with its loops, and the demo's job or nil
 	std                stdio
 }
 
 func newBootBench(ctx context.Context, out, source string, withDemo bool, std stdio) (_ *bootBench, err error) {
-	b := &bootBench{out: out, image: filepath.Join(out, "image"), std: std}
+	b := &bootBench{out: out, image: filepath.Join(out, "image"), source: source, std: std}
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return nil, err
 	}
@@ -327,6 +330,26 @@ func (b *bootBench) native(ctx context.Context, r *bench.BootReport, _ int) erro
 	}
 	r.CPU.Native = bench.Median(all)
 	return nil
+}
+
+var stubMetric = regexp.MustCompile(`\s(\d+) stub-ns`)
+
+// sandbox has the workload package measure on this machine what it takes to make a sandbox.
+func (b *bootBench) sandbox(ctx context.Context, r *bench.BootReport, _ int) error {
+	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^BenchmarkSandbox$", "-benchtime", "50x", "./internal/workload")
+	cmd.Dir = b.source
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w\n%s", cmd, err, out)
+	}
+	m := stubMetric.FindSubmatch(out)
+	if m == nil {
+		b.std.say("bench: the sandbox is not timed outside a VM, for this user may not make one")
+		return nil
+	}
+	n, err := strconv.ParseInt(string(m[1]), 10, 64)
+	r.CPU.NativeStub = time.Duration(n)
+	return err
 }
 
 // init is the program, out of the archive.
