@@ -130,7 +130,6 @@ type bootOptions struct {
 // A bootRun is one boot that came to its end.
 type bootRun struct {
 	report *qemu.Report
-	clock  guestClock
 	log    *bench.KernelLog // with bootOptions.console
 	stamps bench.Stamps
 }
@@ -140,7 +139,7 @@ func (b *bootBench) boot(ctx context.Context, o bootOptions) (*bootRun, error) {
 	shape := qemu.Shape{VCPUs: 1, MemoryMiB: cmp.Or(o.memory, 1024), Firmware: o.firmware}
 	run := &bootRun{}
 	cfg := imageConfig(b.image, b.info, shape)
-	cfg.Dir, cfg.PSPDir, cfg.OnEvent = filepath.Join(b.out, "run"), defaultPSP(), run.clock.arrived
+	cfg.Dir, cfg.PSPDir = filepath.Join(b.out, "run"), defaultPSP()
 	cfg.Timeout, cfg.Initrd = cmp.Or(o.timeout, 10*time.Minute), cmp.Or(o.initrd, cfg.Initrd)
 	cfg.Manifest = b.small
 	if o.manifest != nil {
@@ -206,7 +205,7 @@ func (b *bootBench) stamps(path string) (s bench.Stamps, err error) {
 
 // times is where the time of a run went.
 func (r *bootRun) times() (t bench.BootTime, err error) {
-	micros := func(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
+	us := func(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
 	var execute, outcome int64
 	var others time.Duration
 	for _, e := range r.report.Events {
@@ -217,20 +216,20 @@ func (r *bootRun) times() (t bench.BootTime, err error) {
 		case e.State == result.Start && e.Step == "execute":
 			execute = e.Time
 		case e.State == result.Done:
-			t.Steps = append(t.Steps, bench.StepTime{Name: e.Step, Wall: micros(e.Micros), CPU: micros(e.CPU)})
+			t.Steps = append(t.Steps, bench.StepTime{Name: e.Step, Wall: us(e.Micros), CPU: us(e.CPU)})
 			if execute == 0 && !bench.Own(e.Step) {
-				others += micros(e.Micros)
+				others += us(e.Micros)
 			}
 		}
 	}
 	if execute == 0 || outcome == 0 {
 		return t, errors.New("the events do not say when the workload began and how it ended")
 	}
-	first := micros(r.report.Events[0].Time)
-	t.Firmware, t.Kernel = r.clock.zero.Sub(r.report.QEMUStart), first
-	t.First, t.Total = r.stamps.First-micros(execute), r.stamps.First-first
+	first := us(r.report.Events[0].Time)
+	t.Firmware, t.Kernel = r.report.Zero.Sub(r.report.QEMUStart), first
+	t.First, t.Total = r.stamps.First-us(execute), r.stamps.First-first
 	t.Ours = t.Total - others
-	t.Ending, t.Whole = r.report.Exited.Sub(r.clock.at(outcome)), r.report.Exited.Sub(r.report.QEMUStart)
+	t.Ending, t.Whole = r.report.Exited.Sub(r.report.Zero.Add(us(outcome))), r.report.Exited.Sub(r.report.QEMUStart)
 	return t, nil
 }
 
@@ -254,7 +253,7 @@ func (b *bootBench) kernel(ctx context.Context, r *bench.BootReport, _ int) erro
 			return fmt.Errorf("boot with initcall_debug: %s does not say when the initramfs was unpacked and /init run", run.report.ConsolePath)
 		}
 		logs = append(logs, run.log)
-		starts = append(starts, run.clock.at(run.report.Events[0].Time).Sub(run.log.Zero.Add(ran)))
+		starts = append(starts, run.report.Zero.Add(micros(run.report.Events[0])).Sub(run.log.Zero.Add(ran)))
 		if n == 0 || ran < k.Run {
 			k.Run = ran
 		}

@@ -47,13 +47,11 @@ type StepTime struct {
 	CPU  time.Duration `json:"cpu_ns"`
 }
 
-// waiting are the steps before the workload whose time is the network's, the broker's and the registry's.
-var waiting = []string{"network", "manifest", "resolve", "attest", "pull"}
+// own are the steps before the workload's first instruction whose time is not the network's, the broker's or the registry's.
+var own = []string{"mount", "lockdown", "platform", "bind", "swap", "execute"}
 
 // Own says whether a step counts for what PID 1 itself needs until the workload's first instruction.
-func Own(step string) bool {
-	return !slices.Contains(waiting, step) && step != "seal" && step != "deliver"
-}
+func Own(step string) bool { return slices.Contains(own, step) }
 
 // CPUTimes are what PID 1 needs from its start to the workload's first instruction, in processor time of the guest, and what that would be
 // on this machine's own processor.
