@@ -413,7 +413,7 @@ func (b *bootBench) memory(ctx context.Context, r *bench.BootReport) error {
 				}
 				return err == nil, ctx.Err()
 			}
-			least, fails, err := bench.Bisect(qemu.LeastMemory(firmware), most, grain, works)
+			least, fails, err := bench.Bisect(qemu.LeastMemory, most, grain, works)
 			if err != nil {
 				return fmt.Errorf("%s, %s: %w", name, job.name, err)
 			}
