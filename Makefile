@@ -31,6 +31,7 @@ lint:
 bench: setup
 	go run ./cmd/ampoule bench
 	go run ./cmd/ampoule bench pull
+	go run ./cmd/ampoule bench boot --memory
 	go test -run '^$$' -bench . -benchtime 3x ./image ./internal/bench
 
 fuzz:

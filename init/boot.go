@@ -77,7 +77,7 @@ func (r *run) step(ctx context.Context, i, n int, s step) error {
 func (r *run) timed(ctx context.Context, s step) (took time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
-	start := r.uptime()
+	start, used := r.uptime(), r.cpu()
 	r.emit(result.Event{Event: result.StepEvent, Step: s.name, State: result.Start})
 
 	done := make(chan error, 1)
@@ -100,12 +100,13 @@ func (r *run) timed(ctx context.Context, s step) (took time.Duration, err error)
 		}
 	}
 	took = r.uptime() - start
+	busy := (r.cpu() - used).Microseconds()
 	if err == nil {
-		r.emit(result.Event{Event: result.StepEvent, Step: s.name, State: result.Done, Micros: took.Microseconds()})
+		r.emit(result.Event{Event: result.StepEvent, Step: s.name, State: result.Done, Micros: took.Microseconds(), CPU: busy})
 		return took, nil
 	}
 	e := classify(ctx, s, err)
-	r.emit(result.Event{Event: result.StepEvent, Step: s.name, State: result.Failed, Reason: e.reason, Micros: took.Microseconds()})
+	r.emit(result.Event{Event: result.StepEvent, Step: s.name, State: result.Failed, Reason: e.reason, Micros: took.Microseconds(), CPU: busy})
 	return took, e
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -152,5 +153,30 @@ func TestPowerIsCut(t *testing.T) {
 	}()
 	if cuts != 1 {
 		t.Errorf("the power was cut %d times", cuts)
+	}
+}
+
+// TestStepsSayTheirCPU: the end of each step carries the processor time since its start, and so does wiping, which here takes none.
+func TestStepsSayTheirCPU(t *testing.T) {
+	m, peer, _ := bareMachine()
+	used := time.Second // before PID 1 was a program of ours
+	m.cpu = func() time.Duration { return used }
+	nothing := func(*run, context.Context) error { used += 3 * time.Millisecond; return nil }
+	fail := func(*run, context.Context) error { used += 5 * time.Millisecond; return errors.New("x") }
+	steps := []step{
+		{"mount", result.Internal, time.Minute, func(r *run, ctx context.Context) error { r.connect(); return nothing(r, ctx) }},
+		{"bind", result.NotBound, time.Minute, nothing}, {"attest", result.Denied, time.Minute, fail},
+	}
+	boot(t.Context(), m, steps)
+	var got []int64
+	for _, e := range peer.events {
+		if e.Event == result.StepEvent && e.State != result.Start {
+			got = append(got, e.CPU)
+		} else if e.CPU != 0 {
+			t.Errorf("%+v has it", e)
+		}
+	}
+	if want := []int64{3000, 3000, 5000, 0}; !slices.Equal(got, want) {
+		t.Errorf("µs %v, want %v", got, want)
 	}
 }

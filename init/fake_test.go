@@ -99,6 +99,7 @@ func bareMachine() (*machine, *fakeHost, *lockedBuffer) {
 	m := &machine{
 		console:  console,
 		uptime:   func() time.Duration { mu.Lock(); defer mu.Unlock(); now += time.Millisecond; return now },
+		cpu:      func() time.Duration { return 0 },
 		host:     func(context.Context, uint32) host { return peer },
 		discard:  removeAll,
 		powerOff: func() {},

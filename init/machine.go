@@ -26,6 +26,7 @@ type machine struct {
 	console io.Writer
 	dir     string // where images, results and logs live; memory only
 	uptime  func() time.Duration
+	cpu     func() time.Duration // used by this process and by children that it has waited for
 
 	mount         func() error
 	lockdown      func() error
@@ -83,11 +84,15 @@ func newMachine() *machine {
 	m := &machine{
 		dir:           guest.WorkDir,
 		uptime:        guest.Uptime,
+		cpu:           guest.CPUTime,
 		lockdown:      guest.Lockdown,
 		commandLine:   readCommandLine,
 		tsmSimulated:  func() bool { _, err := os.Stat("/sys/module/tsm_sim"); return err == nil },
 		openTEE:       tee.Open,
-		network:       guest.Network,
+		network: func(ctx context.Context, n cmdline.Net) error {
+			trustPublicRoots() // before there is anybody to be asked for a certificate
+			return guest.Network(ctx, n)
+		},
 		fetchManifest: fetchManifest,
 		resolve:       image.Resolve,
 		openBrokers:   openBrokers,

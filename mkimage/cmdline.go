@@ -22,6 +22,7 @@ var parameters = []string{
 	"mce=off",                     // machine checks of a guest are the host's invention
 	"pci=noearly",                 // no quirks by configuration space before the kernel is up
 	"tsc=reliable", "no-kvmclock", // the CPU's clock rather than the hypervisor's page
+	"no_timer_check", // which an emulated VM on a busy host fails at times, and panics; under KVM Linux leaves it out by itself
 }
 
 // Parameters are those that every image has.

@@ -224,7 +224,6 @@ func TestRunRefuses(t *testing.T) {
 		"no such QEMU":            {func(c *Config) { c.QEMU = "no-such-qemu" }, "apt install qemu-system-x86"},
 		"no vCPUs":                {func(c *Config) { c.Shape.VCPUs = 0 }, "vCPUs"},
 		"little memory":           {func(c *Config) { c.Shape.MemoryMiB = 64 }, "memory"},
-		"little for OVMF":         {func(c *Config) { c.Shape.MemoryMiB, c.Shape.Firmware = 128, "f" }, "OVMF"},
 		"an accelerator":          {func(c *Config) { c.Shape.Accel = "hvf" }, "accelerator"},
 		"a kernel to measure":     {func(c *Config) { c.Simulated = true }, "measure launch"},
 		"a TEE":                   {func(c *Config) { c.Simulated, c.TEE = true, "sgx" }, `TEE "sgx"`},

@@ -24,8 +24,10 @@ import (
 const benchHelp = `
 usage: ampoule bench [--runs N] [--out DIR] [--json]
        ampoule bench pull …
+       ampoule bench boot …
 
-The second form compares pulling images with Debian's tools: see ampoule bench pull -h. The first one:
+The second form compares pulling images with Debian's tools, and the third says where the time of a boot goes: see
+ampoule bench pull -h, ampoule bench boot -h. The first one:
 
 Boots the demo's image N times with the demo's job, with QEMU's built-in firmware, and prints for each run and as
 median:
@@ -70,6 +72,9 @@ type benchReport struct {
 func benchVerb(ctx context.Context, args []string, std stdio) error {
 	if len(args) > 0 && args[0] == "pull" {
 		return benchPullVerb(ctx, args[1:], std)
+	}
+	if len(args) > 0 && args[0] == "boot" {
+		return benchBootVerb(ctx, args[1:], std)
 	}
 	fs := flags("bench", benchHelp, std)
 	runs := fs.Int("runs", 5, "how many boots")

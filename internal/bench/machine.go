@@ -45,6 +45,18 @@ func thisMachine(cores int, dir string) Machine {
 	return m
 }
 
+// ThisMachine is all of it.
+func ThisMachine() Machine { return thisMachine(runtime.NumCPU(), os.TempDir()) }
+
+// Load is how many processes wanted to run in the last minute, in five, and in fifteen.
+func Load() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	return string(bytes.Join(bytes.Fields(b)[:3], []byte(", ")))
+}
+
 func isTmpfs(dir string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(dir, &st) == nil && st.Type == unix.TMPFS_MAGIC

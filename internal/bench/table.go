@@ -157,15 +157,17 @@ const (
 )
 
 // Update puts the report between the marks of a document.
-func (r *Report) Update(path string) error {
+func (r *Report) Update(path string) error { return update(path, beginMark, endMark, r.Text()) }
+
+func update(path, begin, end, text string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	before, rest, ok := bytes.Cut(b, []byte(beginMark))
-	_, after, closed := bytes.Cut(rest, []byte(endMark))
+	before, rest, ok := bytes.Cut(b, []byte(begin))
+	_, after, closed := bytes.Cut(rest, []byte(end))
 	if !ok || !closed {
-		return fmt.Errorf("%s: want the lines %q and %q for the report to go between", path, strings.TrimSpace(beginMark), strings.TrimSpace(endMark))
+		return fmt.Errorf("%s: want the lines %q and %q for the report to go between", path, strings.TrimSpace(begin), strings.TrimSpace(end))
 	}
-	return os.WriteFile(path, slices.Concat(before, []byte(beginMark+"\n"+r.Text()+"\n"+endMark), after), 0o644)
+	return os.WriteFile(path, slices.Concat(before, []byte(begin+"\n"+text+"\n"+end), after), 0o644)
 }

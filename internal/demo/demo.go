@@ -175,6 +175,15 @@ func (w *World) Publish(ctx context.Context, img v1.Image, name, path string) (s
 	return w.Push(ctx, sealed, name)
 }
 
+// Seal encrypts img under the key that the broker has as path.
+func (w *World) Seal(ctx context.Context, img v1.Image, path string) (v1.Image, error) {
+	key, err := os.ReadFile(filepath.Join(w.kbsDir(), "keys", filepath.FromSlash(path)))
+	if err != nil {
+		return nil, err
+	}
+	return image.Encrypt(ctx, img, key, "kbs:///"+path, image.EncryptOptions{})
+}
+
 // Push uploads img as it is and returns the reference that the VM should pull, by digest.
 func (w *World) Push(ctx context.Context, img v1.Image, name string) (string, error) {
 	transport, err := image.NewTransport(w.CA, "")

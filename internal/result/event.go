@@ -55,6 +55,7 @@ type Event struct {
 	Phase   string `json:"phase,omitempty"`   // of progress: Resolved, Pulling, Verified
 	State   string `json:"state,omitempty"`   // of a step: Start, Done or Failed
 	Micros  int64  `json:"us,omitempty"`      // how long the step took, µs; of progress: since the pull began
+	CPU     int64  `json:"cpu_us,omitempty"`  // of a step's end: processor time of PID 1 and of the children that it waited for, meanwhile, µs
 	Reason  Reason `json:"reason,omitempty"`  // of an outcome and of a failed step
 	Exit    *int   `json:"exit,omitempty"`    // of an outcome: the workload's status, 0 to 255, if it ended by itself
 	Bytes   int64  `json:"bytes,omitempty"`   // of progress: fetched so far; more than Total if some were fetched again. Of output: of the stream, up to Text's end
@@ -136,8 +137,10 @@ func (e Event) check() error {
 		return fmt.Errorf("profile %.40q; want lower-case letters, digits and dashes", e.Profile)
 	case e.Reason != "" && !slices.Contains(Reasons, e.Reason):
 		return fmt.Errorf("reason %.40q is unknown", e.Reason)
-	case e.Time < 0 || e.Micros < 0 || e.Bytes < 0 || e.Total < 0:
+	case e.Time < 0 || e.Micros < 0 || e.CPU < 0 || e.Bytes < 0 || e.Total < 0:
 		return fmt.Errorf("a negative time or count")
+	case e.CPU != 0 && (e.Event != StepEvent || e.State == Start):
+		return fmt.Errorf("cpu_us suits only the end of a step")
 	case e.Exit != nil && (*e.Exit < 0 || *e.Exit > 255):
 		return fmt.Errorf("exit status %d; want 0 to 255", *e.Exit)
 	}
