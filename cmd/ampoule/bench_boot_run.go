@@ -193,7 +193,7 @@ func (b *bootBench) stamps(path string) (s bench.Stamps, err error) {
 	if err := os.RemoveAll(opened); err != nil {
 		return s, err
 	}
-	if err := unsealTo(path, []age.Identity{b.world.Identity}, opened); err != nil {
+	if _, err := unsealTo(path, []age.Identity{b.world.Identity}, opened); err != nil {
 		return s, err
 	}
 	wrote, err := os.ReadFile(filepath.Join(opened, result.StdoutName))
