@@ -195,6 +195,9 @@ func registerOrder(kind evidence.Kind) []int {
 	return nil
 }
 
+// zeros is MRCONFIGID of a launcher that knows no manifest.
+var zeros = strings.Repeat("0", 96)
+
 // rules are those of a kind: what runs, and which manifest it was launched with.
 var rules = map[evidence.Kind]string{
 	evidence.SNP: `
@@ -228,7 +231,7 @@ allow if {
 	tdx.mr_td in tdx_launch
 	tdx.rtmr_1 in tdx_rtmr_1
 	tdx.rtmr_2 in tdx_rtmr_2
-	regex.match("^0{96}$", tdx.mr_config_id)
+	tdx.mr_config_id == "` + zeros + `"
 	tdx.rtmr_3 in tdx_rtmr_3
 }
 `,
