@@ -20,6 +20,7 @@ var never = []string{
 	"github.com/google/go-containerregistry/pkg/v1", "github.com/google/go-containerregistry/pkg/authn", "github.com/docker/cli", "github.com/sirupsen/logrus",
 	module + "/mkimage", module + "/qemu", module + "/cmd", module + "/test", module + "/kernel-config",
 	module + "/internal/verify", module + "/internal/measure", module + "/internal/keypolicy", module + "/internal/psp", module + "/internal/paravisor", module + "/internal/demo", module + "/internal/debian", module + "/internal/bench", module + "/internal/kbs/kbsserver",
+	module + "/internal/disk", module + "/internal/uki",
 }
 
 const module = "github.com/ampoule-vm/ampoule"
@@ -156,7 +157,9 @@ var arrows = map[string]string{
 	"internal/kbs/kbsserver/store": "internal/evidence",
 	"internal/kbs/kbsserver/rego":  "",
 	"internal/keypolicy":           "internal/evidence internal/kbs/kbsserver internal/measure",
-	"mkimage":                      "kernel-config internal/cmdline internal/evidence internal/manifest internal/measure internal/progress",
+	"mkimage":                      "kernel-config internal/cmdline internal/debian internal/disk internal/evidence internal/manifest internal/measure internal/progress internal/uki",
+	"internal/disk":                "",
+	"internal/uki":                 "",
 	"qemu":                         "qemu/vhostvsock internal/cmdline internal/evidence internal/manifest internal/measure internal/psp internal/result",
 	"qemu/vhostvsock":              "",
 	"internal/bench":               "image internal/debian internal/inflate",

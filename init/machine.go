@@ -24,6 +24,7 @@ import (
 // A machine is everything outside the boot, as functions, so that a test can be the outside.
 type machine struct {
 	console io.Writer
+	baked   baked  // mount reads it
 	dir     string // where images, results and logs live; memory only
 	uptime  func() time.Duration
 	cpu     func() time.Duration // used by this process and by children that it has waited for
@@ -115,7 +116,11 @@ func newMachine() *machine {
 	}
 	console := &lateConsole{}
 	m.console = console
+	m.fetchManifest = m.baked.fetch
 	m.mount = func() (err error) {
+		if err := m.baked.read("/"); err != nil {
+			return err
+		}
 		if m.helper, err = openHelper(wasmHelper); err != nil {
 			return err
 		}

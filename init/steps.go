@@ -44,10 +44,11 @@ func (r *run) mount(context.Context) error {
 		return err
 	}
 	r.simulated = r.tsmSimulated() // before anything that can fail: every line says so
+	line, foreign := r.baked.own(line)
 	r.opts, err = cmdline.Parse(line)
 	r.connect()
 	time.AfterFunc(r.opts.Deadline, func() { r.stop(errDeadline) })
-	return because(result.BadManifest, err)
+	return because(result.BadManifest, errors.Join(foreign, err))
 }
 
 func (r *run) lockdown(context.Context) error { return r.machine.lockdown() }

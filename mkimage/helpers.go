@@ -30,10 +30,10 @@ func checkHelpers(with []string) error {
 	return nil
 }
 
-// buildHelpers compiles them, by their names in the initramfs, and adds to the record of /init what they are.
-func buildHelpers(ctx context.Context, o Options, info *InitInfo) (map[string][]byte, error) {
-	files := map[string][]byte{}
-	for _, name := range o.With {
+// buildHelpers compiles them and adds to the record of /init what they are.
+func buildHelpers(ctx context.Context, o Options, info *InitInfo) ([]file, error) {
+	var files []file
+	for _, name := range slices.Sorted(slices.Values(o.With)) {
 		h := helpers[name]
 		program, built, err := buildInit(ctx, o.SourceDir, h.pkg, nil, []string{"all"})
 		if err != nil {
@@ -42,7 +42,7 @@ func buildHelpers(ctx context.Context, o Options, info *InitInfo) (map[string][]
 		if info.Helpers == nil {
 			info.Helpers = map[string]*InitInfo{}
 		}
-		files[h.file], info.Helpers[name] = program, built
+		files, info.Helpers[name] = append(files, file{h.file, program, 0o755}), built
 	}
 	return files, nil
 }

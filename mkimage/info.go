@@ -26,7 +26,13 @@ type Info struct {
 	Cmdline string     `json:"cmdline"`
 	Kernel  KernelInfo `json:"kernel"`
 	Init    InitInfo   `json:"init"`
-	Files   []File     `json:"files"` // kernel, initramfs, command line, in this order
+	Request Request    `json:"request"`
+	Source  string     `json:"source_sha256"` // of Ampoule's own: what init and the build itself are compiled from, and go.mod and go.sum
+
+	Stub      *Stub     `json:"efi_stub,omitempty"`  // of the UKI
+	Signature *SignInfo `json:"signature,omitempty"` // of the UKI
+
+	Files []File `json:"files"` // kernel, initramfs, command line, in this order, then the rest; all but this one and SumsFile
 }
 
 // KernelInfo is where a kernel comes from. Digests are SHA-256 in lower-case hex.
@@ -53,6 +59,15 @@ type InitInfo struct {
 	ModuleSums string `json:"modules_sha256"` // over one line "path version sum" each, sorted
 
 	Helpers map[string]*InitInfo `json:"helpers,omitempty"` // programs beside /init, by their name in Options.With
+
+	Linked []Module `json:"linked"` // the modules, sorted by path
+}
+
+// Module is one module that is linked in. Sum is that of go.sum.
+type Module struct {
+	Path    string `json:"path"`
+	Version string `json:"version"`
+	Sum     string `json:"sum"`
 }
 
 // File is one file of an image.
@@ -79,14 +94,6 @@ func (i *Info) File(name string) File {
 	return File{}
 }
 
-func (i *Info) write(dir string) error {
-	b, err := json.MarshalIndent(i, "", "  ")
-	if err != nil {
-		return err
-	}
-	return writeFile(filepath.Join(dir, InfoFile), append(b, '\n'))
-}
-
 const maxInfo = 1 << 20
 
 // Load reads the build record of the image in dir, strictly, and checks every file that it names against it.
@@ -100,8 +107,13 @@ func Load(dir string) (*Info, error) {
 	for _, f := range info.Files {
 		names = append(names, f.Name)
 	}
-	if want := []string{KernelFile, InitramfsFile, CmdlineFile}; !slices.Equal(names, want) {
-		return nil, fmt.Errorf("%s lists the files %q, want %q; build the image again", path, names, want)
+	if want := []string{KernelFile, InitramfsFile, CmdlineFile}; len(names) < 3 || !slices.Equal(names[:3], want) {
+		return nil, fmt.Errorf("%s lists the files %q, want %q first; build the image again", path, names, want)
+	}
+	for _, n := range names {
+		if !filepath.IsLocal(n) {
+			return nil, fmt.Errorf("%s lists %q, which is not below its own folder", path, n)
+		}
 	}
 	for _, f := range info.Files {
 		if err := f.check(dir); err != nil {

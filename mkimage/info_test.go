@@ -17,9 +17,11 @@ func image(t *testing.T) (dir string, info *Info) {
 		info.Files = append(info.Files, describe(f.name, []byte(f.text)))
 	}
 	info.Kernel.SHA256, info.Kernel.Size = info.Files[0].SHA256, info.Files[0].Size
-	if err := info.write(dir); err != nil {
+	b, err := asJSON(info)
+	if err != nil {
 		t.Fatal(err)
 	}
+	write(t, filepath.Join(dir, InfoFile), string(b))
 	return dir, info
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"debug/buildinfo"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,7 +31,7 @@ func Initramfs(ctx context.Context, o Options) ([]byte, *InitInfo, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	archive, err := pack(init, beside)
+	archive, err := pack(init, append(beside, o.baked()...)...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -89,8 +88,10 @@ func buildInit(ctx context.Context, dir, pkg string, tags, inlined []string) ([]
 		if m.Replace != nil {
 			m = m.Replace
 		}
+		info.Linked = append(info.Linked, Module{m.Path, m.Version, m.Sum})
 		sums = append(sums, fmt.Sprintf("%s %s %s\n", m.Path, m.Version, m.Sum))
 	}
+	slices.SortFunc(info.Linked, func(a, b Module) int { return strings.Compare(a.Path, b.Path) })
 	slices.Sort(sums)
 	info.ModuleSums = hexSum([]byte(strings.Join(sums, "")))
 	return init, info, nil
@@ -117,17 +118,31 @@ func goEnviron(env []string) []string {
 }
 
 // pack makes the archive. /dev/console is there because the kernel opens it for init before anything is mounted.
-func pack(init []byte, beside map[string][]byte) ([]byte, error) {
-	var buf bytes.Buffer
-	w := cpio.Newc.Writer(&buf)
+func pack(init []byte, more ...file) ([]byte, error) {
 	records := []cpio.Record{
 		cpio.Directory("dev", 0o755),
 		cpio.CharDev("dev/console", 0o600, 5, 1),
 		cpio.StaticFile("init", string(init), 0o755),
 	}
-	for _, name := range slices.Sorted(maps.Keys(beside)) {
-		records = append(records, cpio.StaticFile(name, string(beside[name]), 0o755))
+	for _, f := range more {
+		records = append(records, cpio.StaticFile(f.name, string(f.data), f.mode))
 	}
+	return packRecords(records)
+}
+
+// cpioOf is an archive of files alone, uncompressed, for the kernel to read before another one.
+func cpioOf(files ...file) ([]byte, error) {
+	var records []cpio.Record
+	for _, f := range files {
+		records = append(records, cpio.StaticFile(f.name, string(f.data), f.mode))
+	}
+	b, err := packRecords(records)
+	return append(b, make([]byte, -len(b)&3)...), err
+}
+
+func packRecords(records []cpio.Record) ([]byte, error) {
+	var buf bytes.Buffer
+	w := cpio.Newc.Writer(&buf)
 	for _, r := range records {
 		if err := w.WriteRecord(cpio.MakeReproducible(r)); err != nil {
 			return nil, fmt.Errorf("pack %s: %w", r.Name, err)

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
@@ -22,7 +23,8 @@ import (
 const (
 	KernelFile    = "vmlinuz"
 	InitramfsFile = "initramfs.cpio.zst"
-	CmdlineFile   = "cmdline" // without a newline at its end, so that its bytes are those that are measured
+	CmdlineFile   = "cmdline"       // without a newline at its end, so that its bytes are those that are measured
+	ManifestFile  = "manifest.json" // what was baked in
 	InfoFile      = "build.json"
 )
 
@@ -38,6 +40,11 @@ type Options struct {
 	ManifestSHA384 []byte        // ampoule.manifest-sha384: the one manifest that this image will run; nil: any
 	Deadline       time.Duration // ampoule.deadline; 0: the guest's default
 	Extra          string        // further parameters of the kernel, none of them ampoule.*
+	Manifest       []byte        // baked into the initramfs and pinned; nil: none
+
+	Formats                       []string // what else to write it as, some of Formats; needs the EFI stub
+	SecureBootKey, SecureBootCert string   // PEM files, to sign the UKI with; "": it stays unsigned
+	Stub                          string   // an EFI stub; "": the pinned one, wherever it can be had
 
 	KernelSource string    // a tarball of the kernel's source; "": the pinned one, wherever it can be had
 	SourceDir    string    // root of the checkout; default "."
@@ -47,6 +54,9 @@ type Options struct {
 	Cache        string    // default: ampoule in the user's cache directory
 	Fresh        bool      // build the kernel anew, and leave it out of the cache
 	Progress     io.Writer // nil: silence
+
+	signature []byte // of a UKI that was built before, to be put on this one
+	signedBy  *SignInfo
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -57,6 +67,15 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("build tags %q: only a simulation image can have another init", o.Tags)
 	}
 	if err := checkHelpers(o.With); err != nil {
+		return o, err
+	}
+	if (o.SecureBootKey == "") != (o.SecureBootCert == "") || o.SecureBootKey != "" && len(o.Formats) == 0 {
+		return o, errors.New("a Secure Boot key signs a UKI, with its certificate: give key, certificate and a format")
+	}
+	if o.InitPackage != "" && (!strings.HasPrefix(o.InitPackage, "./") || strings.Contains(o.InitPackage, "..")) {
+		return o, fmt.Errorf("%q is no package of the checkout", o.InitPackage) // it may come from a stranger's record, and goes to go build
+	}
+	if err := o.bake(); err != nil {
 		return o, err
 	}
 	o.SourceDir = cmp.Or(o.SourceDir, ".")
@@ -95,7 +114,7 @@ func Build(ctx context.Context, o Options) (*Info, error) {
 	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return nil, err
 	}
-	if err := os.Remove(filepath.Join(o.Out, InfoFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := o.discard(); err != nil {
 		return nil, err
 	}
 	// Seconds, not minutes: a mistake in init shows before the kernel is built.
@@ -113,17 +132,31 @@ func Build(ctx context.Context, o Options) (*Info, error) {
 		Cmdline: line,
 		Kernel:  kernel.KernelInfo,
 		Init:    *initInfo,
+		Request: o.request(),
 	}
-	for _, f := range []struct {
-		name string
-		data []byte
-	}{{KernelFile, kernel.image}, {InitramfsFile, initramfs}, {CmdlineFile, []byte(line)}} {
+	if info.Source, err = sourceDigest(ctx, o.SourceDir, o.InitPackage); err != nil {
+		return nil, err
+	}
+	files := []file{{KernelFile, kernel.image, 0}, {InitramfsFile, initramfs, 0}, {CmdlineFile, []byte(line), 0}}
+	if o.Manifest != nil {
+		files = append(files, file{ManifestFile, o.Manifest, 0})
+	}
+	for _, f := range files {
 		if err := writeFile(filepath.Join(o.Out, f.name), f.data); err != nil {
 			return nil, err
 		}
 		info.Files = append(info.Files, describe(f.name, f.data))
 	}
-	return info, info.write(o.Out)
+	if len(o.Formats) > 0 {
+		names, err := o.unified(ctx, info, kernel.image, initramfs)
+		if err != nil {
+			return nil, err
+		}
+		if err := info.add(o.Out, names); err != nil {
+			return nil, err
+		}
+	}
+	return info, o.publishRecords(info)
 }
 
 // Kernel makes the kernel alone and returns its path: in o.Out if that is set, else in the cache.

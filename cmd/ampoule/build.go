@@ -7,22 +7,33 @@ import (
 	"strings"
 
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/mkimage"
 )
 
 const buildHelp = `
 usage: ampoule build --profile production|simulation --out DIR [flags]
 
-Makes DIR/vmlinuz, DIR/initramfs.cpio.zst, DIR/cmdline and DIR/build.json from pinned sources.
+       ampoule build --check DIR [--fresh]
+
+Makes an image from pinned sources: DIR/vmlinuz, DIR/initramfs.cpio.zst and DIR/cmdline, for machines that are started
+with a kernel; DIR/ampoule.efi, the three in one file for UEFI; and disks with that file. --formats says which of
+uki, raw (disk.raw), gcp (disk.tar.gz), azure (disk.vhd), qcow2 (disk.qcow2) and containerdisk (an OCI layout for
+KubeVirt) to make; they need systemd's EFI stub, which is fetched from Debian once, or given with --stub. What is
+known of the image is in DIR/build.json, measurements.json, sbom.cdx.json, provenance.intoto.json and SHA256SUMS.
+--check builds the image in DIR again, elsewhere, and says which byte of what differs.
 What an image permits beyond the strict default is baked into its measured command line by --allow:
 tag (references without digest), http (brokers and registries over plain http), errors (error texts on the
 console), unsealed (results without recipients come back in clear), unbound (a manifest that the launch is
 not bound to). A production image permits nothing. KERNEL_SOURCE names a kernel source tarball to use; it must be
-the pinned one for production. --with wasm adds the runtime for WebAssembly workloads, 5 MB. With --kernel only DIR/vmlinuz is made.
+the pinned one for production. --with wasm adds the runtime for WebAssembly workloads, 5 MB. --bake puts a manifest into
+the image, which then runs that one alone. With --kernel only DIR/vmlinuz is made.
 
 Examples:
   ampoule build --profile simulation --net dhcp --out out/simulation
-  ampoule build --profile production --manifest-source vsock:1024 --out out/production`
+  ampoule build --profile production --formats none --out out/production
+  ampoule build --profile production --net dhcp --bake job.json --out out/job
+  ampoule build --check out/job`
 
 func buildVerb(ctx context.Context, args []string, std stdio) error {
 	fs := flags("build", buildHelp, std)
@@ -32,16 +43,25 @@ func buildVerb(ctx context.Context, args []string, std stdio) error {
 	allow := fs.String("allow", "", "what a simulation image permits: tag,http,errors,unsealed,unbound,sample, or none (default: tag,http,unsealed)")
 	fs.StringVar(&o.Net, "net", "none", "network: none, dhcp or static:ADDR/BITS,GATEWAY[,DNS]")
 	fs.StringVar(&o.Swap, "swap", "", "disk of the VM that becomes encrypted swap: vda, sda or nvme0n1, …; none unless named (ampoule run --swap)")
-	fs.StringVar(&o.ManifestSource, "manifest-source", "vsock:1024", "where the VM reads its manifest: vsock:PORT or cmdline:BASE64URL")
+	fs.StringVar(&o.ManifestSource, "manifest-source", "", "where the VM reads its manifest: vsock:PORT, cmdline:BASE64URL, or image: with --bake (default vsock:1024)")
 	with := fs.String("with", "", "programs beside init, for workloads that need them: wasm")
 	fs.StringVar(&o.Extra, "cmdline", "", "further kernel parameters")
 	fs.DurationVar(&o.Deadline, "deadline", 0, "deadline of a whole run (default 1h)")
 	fs.BoolVar(&o.Fresh, "fresh", false, "build the kernel although it is cached")
 	fs.StringVar(&o.SourceDir, "source", ".", "folder of Ampoule's own source")
+	formats := fs.String("formats", "all", "what to write the image as besides: all, none, or some of uki,raw,gcp,azure,qcow2,containerdisk")
+	bake := fs.String("bake", "", "manifest to put into the image")
+	fs.StringVar(&o.SecureBootKey, "secure-boot-key", "", "PEM key to sign ampoule.efi with, for Secure Boot")
+	fs.StringVar(&o.SecureBootCert, "secure-boot-cert", "", "PEM certificate of that key")
+	fs.StringVar(&o.Stub, "stub", "", "systemd's linuxx64.efi.stub; for production it must be the pinned one")
+	check := fs.String("check", "", "folder of an image to build again and compare")
 	kernelOnly := fs.Bool("kernel", false, "make the kernel alone")
 	asJSON := fs.Bool("json", false, "print build.json; with --kernel, the kernel's path")
 	if err := parse(fs, args, 0); err != nil {
 		return err
+	}
+	if *check != "" {
+		return checkImage(ctx, *check, o, std, *asJSON)
 	}
 	if err := required(fs, "profile", "out"); err != nil {
 		return err
@@ -58,6 +78,17 @@ func buildVerb(ctx context.Context, args []string, std stdio) error {
 		o.Allow = []string{}
 	default:
 		o.Allow = strings.Split(*allow, ",")
+	}
+	var err error
+	if o.Formats, err = mkimage.ParseFormats(*formats); err != nil {
+		return usagef("--formats: %v", err)
+	}
+	if *bake != "" {
+		if o.Manifest, err = std.readFile(*bake, manifest.MaxSize); err != nil {
+			return err
+		}
+	} else if o.ManifestSource == "" {
+		o.ManifestSource = fmt.Sprintf("vsock:%d", cmdline.DefaultPort)
 	}
 	if *kernelOnly {
 		path, err := mkimage.Kernel(ctx, o)
@@ -78,5 +109,8 @@ func buildVerb(ctx context.Context, args []string, std stdio) error {
 		return std.json(info)
 	}
 	std.say("build: %s image in %s, kernel %s (%s)", info.Profile, o.Out, info.Kernel.Version, info.Kernel.Label)
+	for _, f := range info.Files {
+		std.say("  %10d  %s", f.Size, f.Name)
+	}
 	return nil
 }

@@ -71,7 +71,10 @@ func ParseAllow(s string) (Allow, error) {
 	return a, nil
 }
 
-// Source says where the manifest comes from: {"vsock", port} or {"cmdline", base64url of gzip}.
+// Image is the kind of source that is part of the image: its initramfs has the manifest.
+const Image = "image"
+
+// Source says where the manifest comes from: {"vsock", port}, {"cmdline", base64url of gzip} or {Image, ""}.
 type Source struct{ Kind, Arg string }
 
 func (s Source) String() string { return s.Kind + ":" + s.Arg }
@@ -88,8 +91,12 @@ func ParseSource(s string) (Source, error) {
 		if _, err := base64.RawURLEncoding.Strict().DecodeString(arg); err != nil || arg == "" || strings.ContainsAny(arg, "\r\n") {
 			return Source{}, fmt.Errorf("cmdline:%.40s: want the unpadded base64url of the gzipped manifest", arg)
 		}
+	case Image:
+		if s != Image+":" {
+			return Source{}, fmt.Errorf("%.40q: want image: with nothing behind it", s)
+		}
 	default:
-		return Source{}, fmt.Errorf("%q is not a manifest source; want vsock:PORT or cmdline:BASE64URL", kind)
+		return Source{}, fmt.Errorf("%q is not a manifest source; want vsock:PORT, cmdline:BASE64URL or image:", kind)
 	}
 	return Source{kind, arg}, nil
 }

@@ -285,3 +285,52 @@ func TestWhatHasNoPlaceIsRefused(t *testing.T) {
 		t.Error("a disk was made that has no room for its table")
 	}
 }
+
+func TestPartsFindEveryFile(t *testing.T) {
+	i, files := sample(t, 0)
+	b := raw(t, i)
+	found := map[string][]byte{}
+	for _, p := range Parts(b) {
+		found[p.Name] = p.Data
+	}
+	for _, f := range files[:2] {
+		if !bytes.Equal(found["/"+f.Name], f.Data) {
+			t.Errorf("%s: %d bytes, want %d", f.Name, len(found["/"+f.Name]), len(f.Data))
+		}
+	}
+	for _, n := range []string{"protective MBR", "partition table", "file system: first FAT", "file system: folder /EFI/BOOT/", "second partition table"} {
+		if len(found[n]) == 0 {
+			t.Errorf("no part %q", n)
+		}
+	}
+	if p := Parts(make([]byte, 4*MiB)); p != nil {
+		t.Errorf("an empty disk has parts: %v", p)
+	}
+}
+
+// No disk crashes the reader.
+func FuzzParts(f *testing.F) {
+	esp, err := FAT32([]File{{"A/B/C", []byte("x")}}, id, date)
+	if err != nil {
+		f.Fatal(err)
+	}
+	i, err := GPT(esp, 0, id)
+	if err != nil {
+		f.Fatal(err)
+	}
+	disk, err := io.ReadAll(io.NewSectionReader(i, 0, i.Size))
+	if err != nil {
+		f.Fatal(err)
+	}
+	boot, root := bytes.Clone(disk[MiB:MiB+90]), bytes.Clone(disk[MiB+1072*Sector:][:3*Sector])
+	f.Add(boot, root)
+	f.Fuzz(func(t *testing.T, boot, root []byte) {
+		if len(boot) > 500 || len(root) > 64<<10 {
+			return
+		}
+		b := bytes.Clone(disk)
+		copy(b[MiB:], boot)
+		copy(b[MiB+1072*Sector:], root)
+		Parts(b)
+	})
+}
