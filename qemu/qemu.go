@@ -55,6 +55,7 @@ type Config struct {
 	QEMU                    string // program; "" is DefaultBinary
 	Shape                   Shape
 	Kernel, Initrd, Cmdline string
+	Disk                    string // raw, read-only: firmware boots from it. Kernel is then the UKI that is on it, and is measured alone
 	Dir                     string // takes the artefacts; those of an earlier run are removed
 	Manifest                []byte // given to the guest as it is
 	HostData                [32]byte
@@ -111,6 +112,9 @@ const simulatesTDX = " tsm_sim.format=tdx"
 // commandLine is what the kernel gets, and what is measured: which TEE is simulated is the launcher's choice, and one
 // image serves for all.
 func (cfg *Config) commandLine() string {
+	if cfg.Disk != "" {
+		return "" // that of the UKI
+	}
 	if cfg.TEE == evidence.TDX {
 		return cfg.Cmdline + simulatesTDX
 	}
@@ -135,7 +139,7 @@ func (cfg *Config) Command() string {
 // devices are all but the console and the vsock.
 func (cfg *Config) devices() Devices {
 	d := Devices{
-		Kernel: cfg.Kernel, Initrd: cfg.Initrd, Cmdline: cfg.commandLine(), UserNet: cfg.UserNet, Azure: cfg.Azure, SwapDisk: cfg.SwapDisk,
+		Disk: cfg.Disk, Kernel: cfg.Kernel, Initrd: cfg.Initrd, Cmdline: cfg.commandLine(), UserNet: cfg.UserNet, Azure: cfg.Azure, SwapDisk: cfg.SwapDisk,
 	}
 	if cfg.SwapMiB > 0 {
 		d.Swap = filepath.Join(cfg.Dir, SwapFile)
@@ -209,6 +213,8 @@ func (cfg *Config) prepare() error {
 		return fmt.Errorf("TEE %q: is for the simulated processor, which was not asked for", cfg.TEE)
 	case cfg.Hardware != nil && cfg.Simulated:
 		return fmt.Errorf("TEE %s: either on hardware or simulated", cfg.Hardware.Kind)
+	case cfg.Disk != "" && (cfg.Shape.Firmware == "" || cfg.Kernel == "" || cfg.Initrd != "" || cfg.TEE == evidence.TDX || cfg.Hardware != nil):
+		return errors.New("disk: it takes firmware to boot from it, the UKI that is on it, and no initramfs; simulated TDX and a TEE of hardware are started with a kernel")
 	}
 	if cfg.QEMU == "" {
 		cfg.QEMU = DefaultBinary

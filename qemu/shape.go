@@ -25,6 +25,7 @@ type Shape struct {
 // Devices is what one launch plugs into a Shape. Paths may hold any character but NUL.
 type Devices struct {
 	Kernel, Initrd, Cmdline string
+	Disk                    string // raw image to boot from by firmware, in place of the three
 	Console                 string // file that takes the serial console
 	VhostSocket             string // of a vhost-user-vsock back-end
 	VhostFD                 int    // descriptor of /dev/vhost-vsock, inherited by QEMU; only where VhostSocket is ""
@@ -83,7 +84,11 @@ func (s Shape) Args(d Devices) []string {
 	if s.Firmware != "" {
 		args = append(args, "-bios", s.Firmware)
 	}
-	args = append(args, "-kernel", d.Kernel, "-initrd", d.Initrd, "-append", d.Cmdline)
+	if d.Disk != "" {
+		args = append(args, "-drive", "if=none,id=boot,format=raw,readonly=on,file="+quoteOption(d.Disk), "-device", "virtio-blk-pci,drive=boot,bootindex=0")
+	} else {
+		args = append(args, "-kernel", d.Kernel, "-initrd", d.Initrd, "-append", d.Cmdline)
+	}
 	switch {
 	case d.VhostSocket != "":
 		args = append(args, "-chardev", "socket,id=vsock,path="+quoteOption(d.VhostSocket), "-device", "vhost-user-vsock-pci,chardev=vsock")

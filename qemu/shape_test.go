@@ -32,6 +32,7 @@ func TestArgsAreGolden(t *testing.T) {
 			TEE: &TEE{Kind: evidence.SNP, InitData: [32]byte{1, 2, 3}, IDBlock: []byte{4}, IDAuth: []byte{5}}}},
 		{"TDX", Shape{VCPUs: 2, MemoryMiB: 2048, Firmware: "OVMF.inteltdx.fd", Accel: KVM}, Devices{Kernel: "k", Initrd: "i", Cmdline: "c", Console: "c", VhostFD: 4, CID: 7,
 			TEE: &TEE{Kind: evidence.TDX, InitData: [32]byte{1, 2, 3}, QGS: "vsock:2:4050"}}},
+		{"a disk to boot from", Shape{VCPUs: 1, MemoryMiB: 512, Firmware: "OVMF.fd", Accel: TCG}, Devices{Disk: "out,1/disk.raw", Kernel: "ampoule.efi", Console: "c"}},
 		{"no vsock", Shape{VCPUs: 1, MemoryMiB: 512, Accel: TCG}, Devices{Kernel: "k", Initrd: "i", Console: "c"}},
 	} {
 		b.WriteString("# " + c.name + "\n" + ShellCommand("qemu-system-x86_64", c.s.Args(c.d)) + "\n")
