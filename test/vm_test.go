@@ -212,7 +212,7 @@ var (
 	escapes     = regexp.MustCompile(`\x1b(\[[0-9;=?]*[A-Za-z]|c)`)
 	consoleLine = regexp.MustCompile(`^( +\d+/13 [a-z]+ +(ok|failed [a-z-]+) \d+ ms| outcome [a-z-]+( in [a-z]+)?)$`)
 	outputLine  = regexp.MustCompile(`^ (stdout|stderr) (\| .*|\[\d+ bytes not shown\])$`)
-	notOurs     = regexp.MustCompile(`^(\[ +\d+\.\d+\] reboot: Power down|SeaBIOS .*|Booting from ROM.*|iPXE .*|Press Ctrl-B.*)$`)
+	notOurs     = regexp.MustCompile(`^(\[ +\d+\.\d+\] reboot: Power down|SeaBIOS .*|Booting from ROM.*|iPXE .*|Press Ctrl-B.*|BdsDxe: .*)$`)
 )
 
 // notRun asserts that the workload did not start, which two independent witnesses say.

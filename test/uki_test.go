@@ -1,0 +1,110 @@
+package test
+
+import (
+	"crypto/sha256"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ampoule-vm/ampoule/internal/cmdline"
+	"github.com/ampoule-vm/ampoule/internal/demo"
+	esp "github.com/ampoule-vm/ampoule/internal/disk"
+	"github.com/ampoule-vm/ampoule/internal/result"
+	kernelconfig "github.com/ampoule-vm/ampoule/kernel-config"
+	"github.com/ampoule-vm/ampoule/mkimage"
+	"github.com/ampoule-vm/ampoule/qemu"
+)
+
+var unified builtImage
+
+// onDisk has the trial boot a disk image by firmware.
+func (r *trial) onDisk() (dir string, info *mkimage.Info) {
+	r.Helper()
+	dir, info = unified.get(r.T, mkimage.Options{Profile: cmdline.Simulation, Net: "dhcp", InitPackage: "./init", Formats: []string{mkimage.Raw}})
+	r.boots(dir)
+	return dir, info
+}
+
+// boots has the trial boot the disk of the image in dir.
+func (r *trial) boots(dir string) {
+	r.cfg.Shape.Firmware = ovmf
+	r.cfg.Kernel, r.cfg.Initrd, r.cfg.Disk = filepath.Join(dir, mkimage.UKIFile), "", filepath.Join(dir, mkimage.RawFile)
+}
+
+// TestUKI is a whole run of a disk image: firmware finds the UKI on its EFI system partition.
+func TestUKI(t *testing.T) {
+	r := newTrial(t, nil, "ran")
+	r.onDisk()
+	r.run()
+	r.ends("", result.OK, 0)
+	r.read(filepath.Join(r.open(), "results/ran"))
+	if v := r.verified(); !v.Proven || v.Statement.Predicate.Binding != result.BindLaunch {
+		t.Errorf("verdict proven=%v binding=%q", v.Proven, v.Statement.Predicate.Binding)
+	}
+}
+
+// TestUKIRefusesAnotherCommandLine starts the same UKI as an owner of a machine can: by a boot entry with load options,
+// here a line in a script of the firmware's shell. Without Secure Boot systemd-stub takes them.
+func TestUKIRefusesAnotherCommandLine(t *testing.T) {
+	r := newTrial(t, nil, "ran")
+	dir, info := r.onDisk()
+	image := []byte(r.read(filepath.Join(dir, mkimage.UKIFile)))
+	line := strings.Replace(info.Cmdline, "ampoule.allow=", "ampoule.allow=errors,", 1)
+	id := sha256.Sum256(image)
+	fs, err := esp.FAT32([]esp.File{
+		{Name: "AMPOULE.EFI", Data: image},
+		{Name: "STARTUP.NSH", Data: []byte("fs0:\r\nAMPOULE.EFI " + line + "\r\n")},
+	}, id, kernelconfig.Pin.Date)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := esp.GPT(fs, 0, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.cfg.Disk = filepath.Join(t.TempDir(), "disk.raw")
+	if err := d.WriteFile(r.cfg.Disk); err != nil {
+		t.Fatal(err)
+	}
+	r.run()
+	if o := r.report.Outcome; o == nil || o.Step != "mount" || o.Reason != result.BadManifest || r.report.End != qemu.PoweredOff {
+		t.Errorf("outcome %+v, and the VM %s; want it refused in mount", o, r.report.End)
+	}
+	r.notRun()
+	if said := r.brokerSaid(); said != "" {
+		t.Errorf("the broker was asked:\n%s", said)
+	}
+	// The command line that it was started with would have error texts shown.
+	if console, err := os.ReadFile(r.report.ConsolePath); err != nil || strings.Contains(string(console), "was built with") {
+		t.Errorf("the console has the error text (%v):\n%s", err, console)
+	}
+}
+
+// TestBaked runs the manifest that is in the image, and asks the host for none. The image's measurement alone binds it.
+func TestBaked(t *testing.T) {
+	r := newTrial(t, nil)
+	r.job = demo.Job{Algorithm: r.publish("open", "", r.probeImage(), false), Args: []string{"ran"}, Plain: true}
+	r.manifest = r.world.Manifest(r.job)
+	dir := filepath.Join(t.TempDir(), "image")
+	_, err := mkimage.Build(t.Context(), mkimage.Options{
+		Profile: cmdline.Simulation, Net: "dhcp", Manifest: r.manifest, Formats: []string{mkimage.Raw},
+		Out: dir, SourceDir: "..", Progress: os.Stderr, KernelSource: os.Getenv("KERNEL_SOURCE"),
+	})
+	if errors.Is(err, mkimage.ErrNotServed) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.boots(dir)
+	baked := r.manifest
+	r.manifest, r.unbound = []byte("the host's own"), true
+	r.run()
+	r.ends("", result.OK, 0)
+	r.manifest = baked
+	if b := r.verified().Statement.Predicate.Binding; b != result.BindPinned {
+		t.Errorf("the receipt says binding %q, want %q", b, result.BindPinned)
+	}
+}
