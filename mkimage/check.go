@@ -37,7 +37,8 @@ func Check(ctx context.Context, o Options, dir string) (*Comparison, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, InfoFile), err)
 	}
-	again.SourceDir, again.Cache, again.KernelSource, again.Stub, again.Fresh, again.Progress = o.SourceDir, o.Cache, o.KernelSource, o.Stub, o.Fresh, o.Progress
+	again.SourceDir, again.Cache, again.KernelSource, again.Stub, again.ShapesDir = o.SourceDir, o.Cache, o.KernelSource, o.Stub, o.ShapesDir
+	again.Fresh, again.Progress = o.Fresh, o.Progress
 	if info.Signature != nil {
 		if again.signature, err = signatureIn(dir, info.Signature); err != nil {
 			return nil, err

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -22,7 +21,6 @@ import (
 
 	"github.com/ampoule-vm/ampoule/internal/disk"
 	"github.com/ampoule-vm/ampoule/internal/uki"
-	kernelconfig "github.com/ampoule-vm/ampoule/kernel-config"
 )
 
 // What an image is also written as. Every format but UKI is a disk with it on an EFI system partition.
@@ -98,14 +96,20 @@ func unify(stub []byte, profile, line string, k KernelInfo, kernel, initramfs []
 	})
 }
 
-// disks writes the formats that are disks, and returns the names of the files.
-func (o Options) disks(image []byte) ([]string, error) {
-	id, date := sha256.Sum256(image), kernelconfig.Pin.Date
+// diskOf is a disk of so many bytes, or of the fewest for 0, whose names come from what is on it.
+func diskOf(image []byte, size int64) (*disk.Image, error) {
+	id := sha256.Sum256(image)
 	esp, err := disk.FAT32([]disk.File{{Name: bootPath, Data: image}}, id, date)
 	if err != nil {
 		return nil, err
 	}
-	small, err := disk.GPT(esp, 0, id)
+	return disk.GPT(esp, size, id)
+}
+
+// disks writes the formats that are disks, and returns the names of the files.
+func (o Options) disks(image []byte) ([]string, error) {
+	id := sha256.Sum256(image)
+	small, err := diskOf(image, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +124,7 @@ func (o Options) disks(image []byte) ([]string, error) {
 		case GCP:
 			name = GCPFile
 			var large *disk.Image
-			if large, err = disk.GPT(esp, gcpSize, id); err == nil { // its second table is at its own end
+			if large, err = diskOf(image, gcpSize); err == nil { // its second table is at its own end
 				err = large.WriteGCE(filepath.Join(o.Out, name), date)
 			}
 		case Azure:
@@ -131,7 +135,7 @@ func (o Options) disks(image []byte) ([]string, error) {
 			err = small.WriteQCOW2(filepath.Join(o.Out, name))
 		case ContainerDisk:
 			var blobs []string
-			if blobs, err = o.containerDisk(small, date); err == nil {
+			if blobs, err = o.containerDisk(small); err == nil {
 				names = append(names, blobs...)
 			}
 		}
@@ -147,7 +151,7 @@ func (o Options) disks(image []byte) ([]string, error) {
 
 // containerDisk writes an OCI layout of one image with the disk in it, as KubeVirt takes it: a file below /disk that
 // belongs to user 107, qemu.
-func (o Options) containerDisk(i *disk.Image, date time.Time) ([]string, error) {
+func (o Options) containerDisk(i *disk.Image) ([]string, error) {
 	tmp, err := os.MkdirTemp(o.Out, ".containerdisk-*")
 	if err != nil {
 		return nil, err
@@ -161,7 +165,7 @@ func (o Options) containerDisk(i *disk.Image, date time.Time) ([]string, error) 
 	if err != nil {
 		return nil, err
 	}
-	archive, err := diskLayer(b, date)
+	archive, err := diskLayer(b)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +175,7 @@ func (o Options) containerDisk(i *disk.Image, date time.Time) ([]string, error) 
 		return nil, err
 	}
 	image, err := mutate.Append(mutate.MediaType(mutate.ConfigMediaType(empty.Image, types.OCIConfigJSON), types.OCIManifestSchema1),
-		mutate.Addendum{Layer: layer, MediaType: types.OCILayer, History: v1.History{CreatedBy: "ampoule build", Created: v1.Time{Time: date.UTC()}}})
+		mutate.Addendum{Layer: layer, MediaType: types.OCILayer, History: v1.History{CreatedBy: "ampoule build", Created: v1.Time{Time: date}}})
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +184,7 @@ func (o Options) containerDisk(i *disk.Image, date time.Time) ([]string, error) 
 		return nil, err
 	}
 	config = config.DeepCopy()
-	config.Architecture, config.OS, config.Created = "amd64", "linux", v1.Time{Time: date.UTC()}
+	config.Architecture, config.OS, config.Created = "amd64", "linux", v1.Time{Time: date}
 	if image, err = mutate.ConfigFile(image, config); err != nil {
 		return nil, err
 	}
@@ -195,7 +199,7 @@ func (o Options) containerDisk(i *disk.Image, date time.Time) ([]string, error) 
 	return filesBelow(o.Out, ContainerDiskDir)
 }
 
-func diskLayer(b []byte, date time.Time) ([]byte, error) {
+func diskLayer(b []byte) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for _, h := range []*tar.Header{
@@ -230,7 +234,7 @@ func filesBelow(root, dir string) (names []string, err error) {
 // discard removes what an earlier build left in o.Out, so that no file of another image stays beside this one.
 func (o Options) discard() error {
 	for _, name := range []string{InfoFile, UKIFile, RawFile, GCPFile, AzureFile, QCOW2File, ContainerDiskDir, ManifestFile,
-		MeasurementsFile, SBOMFile, ProvenanceFile, SumsFile} {
+		ShapesFile, MeasurementsFile, SBOMFile, ProvenanceFile, SumsFile} {
 		if err := os.RemoveAll(filepath.Join(o.Out, name)); err != nil {
 			return err
 		}

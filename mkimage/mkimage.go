@@ -45,6 +45,8 @@ type Options struct {
 	Formats                       []string // what else to write it as, some of Formats; needs the EFI stub
 	SecureBootKey, SecureBootCert string   // PEM files, to sign the UKI with; "": it stays unsigned
 	Stub                          string   // an EFI stub; "": the pinned one, wherever it can be had
+	Shapes                        []byte   // the VMs to predict measurements for (measure.ParseShapes); nil: those of clouds, or of ampoule run
+	ShapesDir                     string   // that firmware in Shapes is seen from
 
 	KernelSource string    // a tarball of the kernel's source; "": the pinned one, wherever it can be had
 	SourceDir    string    // root of the checkout; default "."

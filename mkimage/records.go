@@ -16,12 +16,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ampoule-vm/ampoule/internal/measure"
 	kernelconfig "github.com/ampoule-vm/ampoule/kernel-config"
 )
 
 // What is written about an image, beside InfoFile.
 const (
-	MeasurementsFile = "measurements.json"
+	MeasurementsFile = measure.FileName
 	SBOMFile         = "sbom.cdx.json"          // CycloneDX
 	ProvenanceFile   = "provenance.intoto.json" // in-toto statement with SLSA provenance
 	SumsFile         = "SHA256SUMS"             // of all the others, for sha256sum -c
@@ -73,6 +74,11 @@ func (i *Info) options(dir string) (o Options, err error) {
 			return o, err
 		}
 	}
+	if i.File(ShapesFile) != (File{}) {
+		if o.Shapes, err = os.ReadFile(filepath.Join(dir, ShapesFile)); err != nil {
+			return o, err
+		}
+	}
 	return o, nil
 }
 
@@ -90,28 +96,26 @@ func (i *Info) add(dir string, names []string) error {
 
 // publishRecords writes what there is to say about the image: the build record last.
 func (o Options) publishRecords(info *Info) error {
-	measurements, err := o.measurements(info)
+	measured, err := o.measurements(info)
 	if err != nil {
 		return err
 	}
-	bom, err := sbom(info)
-	if err != nil {
+	if err := info.add(o.Out, measured); err != nil {
 		return err
 	}
-	for _, f := range []file{{MeasurementsFile, measurements, 0}, {SBOMFile, bom, 0}} {
-		if err := writeFile(filepath.Join(o.Out, f.name), f.data); err != nil {
+	for _, f := range []struct {
+		name string
+		make func(*Info) ([]byte, error)
+	}{{SBOMFile, sbom}, {ProvenanceFile, provenance}} {
+		b, err := f.make(info)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+		if err := writeFile(filepath.Join(o.Out, f.name), b); err != nil {
 			return err
 		}
-		info.Files = append(info.Files, describe(f.name, f.data))
+		info.Files = append(info.Files, describe(f.name, b))
 	}
-	provenance, err := provenance(info)
-	if err != nil {
-		return err
-	}
-	if err := writeFile(filepath.Join(o.Out, ProvenanceFile), provenance); err != nil {
-		return err
-	}
-	info.Files = append(info.Files, describe(ProvenanceFile, provenance))
 	record, err := asJSON(info)
 	if err != nil {
 		return err

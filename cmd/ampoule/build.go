@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
@@ -54,11 +55,15 @@ func buildVerb(ctx context.Context, args []string, std stdio) error {
 	fs.StringVar(&o.SecureBootKey, "secure-boot-key", "", "PEM key to sign ampoule.efi with, for Secure Boot")
 	fs.StringVar(&o.SecureBootCert, "secure-boot-cert", "", "PEM certificate of that key")
 	fs.StringVar(&o.Stub, "stub", "", "systemd's linuxx64.efi.stub; for production it must be the pinned one")
+	shapes := fs.String("shapes", "", "JSON list of the VMs to predict measurements for, as for ampoule measure; else those of the clouds")
 	check := fs.String("check", "", "folder of an image to build again and compare")
 	kernelOnly := fs.Bool("kernel", false, "make the kernel alone")
 	asJSON := fs.Bool("json", false, "print build.json; with --kernel, the kernel's path")
 	if err := parse(fs, args, 0); err != nil {
 		return err
+	}
+	if *shapes != "" {
+		o.ShapesDir = filepath.Dir(*shapes)
 	}
 	if *check != "" {
 		return checkImage(ctx, *check, o, std, *asJSON)
@@ -82,6 +87,11 @@ func buildVerb(ctx context.Context, args []string, std stdio) error {
 	var err error
 	if o.Formats, err = mkimage.ParseFormats(*formats); err != nil {
 		return usagef("--formats: %v", err)
+	}
+	if *shapes != "" {
+		if o.Shapes, err = std.readFile(*shapes, maxDisk); err != nil {
+			return err
+		}
 	}
 	if *bake != "" {
 		if o.Manifest, err = std.readFile(*bake, manifest.MaxSize); err != nil {
