@@ -14,15 +14,15 @@ import (
 )
 
 func TestCacheKeyFeelsEverything(t *testing.T) {
-	tools := toolchain{"gcc 12", "ld 2.40"}
+	tools := toolchain{gcc: "gcc 12", ld: "ld 2.40"}
 	seen := map[string]string{}
 	for what, key := range map[string]string{
 		"production":       cacheKey(cmdline.Production, "aa", tools),
 		"simulation":       cacheKey(cmdline.Simulation, "aa", tools),
 		"another source":   cacheKey(cmdline.Production, "ab", tools),
-		"another compiler": cacheKey(cmdline.Production, "aa", toolchain{"gcc 13", "ld 2.40"}),
-		"another linker":   cacheKey(cmdline.Production, "aa", toolchain{"gcc 12", "ld 2.41"}),
-		"shifted fields":   cacheKey(cmdline.Production, "aa", toolchain{"gcc 12l", "d 2.40"}),
+		"another compiler": cacheKey(cmdline.Production, "aa", toolchain{gcc: "gcc 13", ld: "ld 2.40"}),
+		"another linker":   cacheKey(cmdline.Production, "aa", toolchain{gcc: "gcc 12", ld: "ld 2.41"}),
+		"shifted fields":   cacheKey(cmdline.Production, "aa", toolchain{gcc: "gcc 12l", ld: "d 2.40"}),
 	} {
 		if other, ok := seen[key]; ok {
 			t.Errorf("%s and %s share a key", what, other)

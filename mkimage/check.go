@@ -22,7 +22,7 @@ type Comparison struct {
 }
 
 // causes are the parts of the record that say what an image is made from. Where they differ, so will the image.
-var causes = []string{"source_sha256", "kernel.source_sha256", "kernel.package_version", "kernel.config_sha256", "kernel.gcc", "kernel.ld", "kernel.sha256",
+var causes = []string{"source_sha256", "kernel.source_sha256", "kernel.package_version", "kernel.config_sha256", "kernel.gcc", "kernel.ld", "kernel.zstd", "kernel.sha256",
 	"init.go", "init.modules_sha256", "efi_stub.sha256", "efi_stub.package_version"}
 
 // Check builds the image of dir again, in another place, from o's sources, and compares every file with what dir has. Of

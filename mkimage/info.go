@@ -47,6 +47,7 @@ type KernelInfo struct {
 	ConfigSHA256   string `json:"config_sha256"`
 	GCC            string `json:"gcc"` // first line of --version
 	LD             string `json:"ld"`
+	Zstd           string `json:"zstd,omitempty"` // likewise; absent for kernels of a cache from before it was recorded
 	CacheKey       string `json:"cache_key"`
 }
 

@@ -244,6 +244,7 @@ func (b *kernelBuild) collect() (*built, error) {
 		Label:          b.src.label,
 		GCC:            b.tools.gcc,
 		LD:             b.tools.ld,
+		Zstd:           b.tools.zstd,
 	}}
 	release, err := os.ReadFile(filepath.Join(b.objects(), "include/config/kernel.release"))
 	if err != nil {

@@ -32,6 +32,7 @@ func sbom(i *Info) ([]byte, error) {
 			{Name: "ampoule:config_sha256", Value: i.Kernel.ConfigSHA256},
 			{Name: "ampoule:gcc", Value: i.Kernel.GCC},
 			{Name: "ampoule:ld", Value: i.Kernel.LD},
+			{Name: "ampoule:zstd", Value: i.Kernel.Zstd},
 		},
 	}
 	gover := strings.TrimPrefix(i.Init.Go, "go")

@@ -44,7 +44,10 @@ func Missing() []string {
 }
 
 // toolchain is the part of this machine that enters the kernel: the same source gives other bytes with another one.
-type toolchain struct{ gcc, ld string }
+type toolchain struct {
+	gcc, ld string
+	zstd    string // compresses the kernel, and is only recorded: a cached kernel is taken whatever made it small
+}
 
 func findToolchain(ctx context.Context) (t toolchain, err error) {
 	if missing := Missing(); len(missing) > 0 {
@@ -54,7 +57,7 @@ func findToolchain(ctx context.Context) (t toolchain, err error) {
 	for _, v := range []struct {
 		to   *string
 		name string
-	}{{&t.gcc, "gcc"}, {&t.ld, "ld"}} {
+	}{{&t.gcc, "gcc"}, {&t.ld, "ld"}, {&t.zstd, "zstd"}} {
 		out, err := output(ctx, "", v.name, "--version")
 		if err != nil {
 			return t, err

@@ -37,12 +37,14 @@ Simulation images get a simulated secure processor; --out/test-root.pem is its r
 Production images run on SEV-SNP or TDX hardware, with KVM, a firmware for it (--firmware) and QEMU 10 (SEV-SNP) or 10.1
 (TDX). --dry-run then prints QEMU's command line; ampoule doctor tells what a machine lacks.
 
+With --boot disk the image is started as in a cloud; nothing but the measurement of a simulated TEE differs.
 With --swap the VM gets a disk, which is a sparse file in --out while it runs, for images larger than its memory.
 
 Examples:
   ampoule run --image out/simulation --manifest job.json --out out/job --dry-run
   ampoule run --image out/simulation --manifest job.json --out out/job
   ampoule run --image out/simulation --manifest job.json --out out/job --firmware "" --json
+  ampoule run --image out/simulation --manifest job.json --out out/job --boot disk
   ampoule run --image out/production --manifest job.json --out out/job --tee snp --firmware OVMF.amdsev.fd`
 
 // ovmf is where Debian's package ovmf has the firmware.
@@ -61,6 +63,7 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	swap := fs.Int("swap", 0, "size of a disk for the VM's encrypted swap, MiB, for an image that was built with --swap")
 	timeout := fs.Duration("timeout", time.Hour, "hard limit for the VM")
 	kind := fs.String("tee", string(evidence.SNP), "TEE to run in, or with a simulation image to simulate: snp or tdx")
+	boot := fs.String("boot", bootKernel, "kernel: QEMU loads it, with initramfs and command line; disk: firmware starts ampoule.efi from disk.raw")
 	tee := newTEEFlags(fs)
 	var to runFlags
 	fs.BoolVar(&to.dry, "dry-run", false, "print what a policy has to allow, and start nothing")
@@ -111,6 +114,9 @@ func runVerb(ctx context.Context, args []string, std stdio) error {
 	}
 	cfg := imageConfig(*image, info, shape)
 	cfg.Simulated = simulated
+	if err := bootFrom(*boot, &cfg, *image, info); err != nil {
+		return err
+	}
 	cfg.Dir, cfg.Manifest, cfg.HostData, cfg.PSPDir, cfg.Timeout = *out, raw, manifest.InitdataDigest(manifest.Wrap(raw)), *pspDir, *timeout
 	cfg.SwapMiB, cfg.SwapDisk = *swap, o.Swap
 	if !simulated {

@@ -15,6 +15,7 @@ import (
 	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/measure"
 	"github.com/ampoule-vm/ampoule/mkimage"
+	"github.com/ampoule-vm/ampoule/qemu"
 )
 
 // fakeImage makes a folder that looks like a simulation image, and a manifest.
@@ -140,6 +141,29 @@ func TestCheckSwap(t *testing.T) {
 		err := checkSwap(c.mib, c.disk, "image")
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+func TestBootFrom(t *testing.T) {
+	with := &mkimage.Info{Files: []mkimage.File{{Name: mkimage.RawFile, Size: 1}}}
+	for _, c := range []struct {
+		what, disk, problem string
+		info                *mkimage.Info
+	}{
+		{bootKernel, "", "", with},
+		{bootKernel, "", "", &mkimage.Info{}},
+		{bootDisk, "image/disk.raw", "", with},
+		{bootDisk, "", "build it with --formats raw", &mkimage.Info{}},
+		{"floppy", "", `--boot "floppy": want kernel or disk`, with},
+	} {
+		cfg := qemu.Config{Kernel: "image/vmlinuz", Initrd: "image/initramfs", Cmdline: "a"}
+		err := bootFrom(c.what, &cfg, "image", c.info)
+		if (err != nil) != (c.problem != "") || err != nil && !strings.Contains(err.Error(), c.problem) {
+			t.Errorf("%s: %v, want %q", c.what, err, c.problem)
+		}
+		if cfg.Disk != c.disk || (cfg.Disk != "") != (cfg.Cmdline == "") {
+			t.Errorf("%s: disk %q, command line %q", c.what, cfg.Disk, cfg.Cmdline)
 		}
 	}
 }
