@@ -4,7 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/sha256"
+	"crypto"
 	"fmt"
 	"io"
 	"os"
@@ -96,9 +96,19 @@ func unify(stub []byte, profile, line string, k KernelInfo, kernel, initramfs []
 	})
 }
 
+// identity is what the GUIDs of a disk come from: the same with a signature and without, for they are measured.
+func identity(image []byte) (id [32]byte, err error) {
+	digest, err := uki.Digest(image, crypto.SHA256)
+	copy(id[:], digest)
+	return id, err
+}
+
 // diskOf is a disk of so many bytes, or of the fewest for 0, whose names come from what is on it.
 func diskOf(image []byte, size int64) (*disk.Image, error) {
-	id := sha256.Sum256(image)
+	id, err := identity(image)
+	if err != nil {
+		return nil, err
+	}
 	esp, err := disk.FAT32([]disk.File{{Name: bootPath, Data: image}}, id, date)
 	if err != nil {
 		return nil, err
@@ -108,7 +118,10 @@ func diskOf(image []byte, size int64) (*disk.Image, error) {
 
 // disks writes the formats that are disks, and returns the names of the files.
 func (o Options) disks(image []byte) ([]string, error) {
-	id := sha256.Sum256(image)
+	id, err := identity(image)
+	if err != nil {
+		return nil, err
+	}
 	small, err := diskOf(image, 0)
 	if err != nil {
 		return nil, err

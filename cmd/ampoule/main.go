@@ -40,7 +40,7 @@ type verb struct {
 
 var verbs = []verb{
 	{"demo", "one sealed run, end to end, on this machine", demoVerb},
-	{"build", "make kernel, initramfs, command line and build.json", buildVerb},
+	{"build", "make an image: kernel and initramfs, UKI, disks; or check one", buildVerb},
 	{"run", "start a VM, give it a manifest, collect result and receipt", runVerb},
 	{"trace", "show where the time of a run went", traceVerb},
 	{"measure", "say what a VM will measure, before it boots", measureVerb},
