@@ -96,7 +96,7 @@ func ParseSource(s string) (Source, error) {
 			return Source{}, fmt.Errorf("%.40q: want image: with nothing behind it", s)
 		}
 	default:
-		return Source{}, fmt.Errorf("%q is not a manifest source; want vsock:PORT, cmdline:BASE64URL or image:", kind)
+		return Source{}, fmt.Errorf("%q is not a manifest source; want vsock:PORT, image: or cmdline:BASE64URL", kind)
 	}
 	return Source{kind, arg}, nil
 }
