@@ -14,7 +14,6 @@ import (
 
 const buildHelp = `
 usage: ampoule build --profile production|simulation --out DIR [flags]
-
        ampoule build --check DIR [--fresh]
 
 Makes an image from pinned sources: DIR/vmlinuz, DIR/initramfs.cpio.zst and DIR/cmdline, for machines that are started
@@ -29,6 +28,7 @@ console), unsealed (results without recipients come back in clear), unbound (a m
 not bound to). A production image permits nothing. KERNEL_SOURCE names a kernel source tarball to use; it must be
 the pinned one for production. --with wasm adds the runtime for WebAssembly workloads, 5 MB. --bake puts a manifest into
 the image, which then runs that one alone. With --kernel only DIR/vmlinuz is made.
+docs/IMAGES.md says how each cloud takes its file.
 
 Examples:
   ampoule build --profile simulation --net dhcp --out out/simulation
