@@ -4,13 +4,16 @@ import (
 	"crypto/sha256"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
 	"github.com/ampoule-vm/ampoule/internal/demo"
 	esp "github.com/ampoule-vm/ampoule/internal/disk"
+	"github.com/ampoule-vm/ampoule/internal/measure"
 	"github.com/ampoule-vm/ampoule/internal/result"
 	kernelconfig "github.com/ampoule-vm/ampoule/kernel-config"
 	"github.com/ampoule-vm/ampoule/mkimage"
@@ -107,4 +110,41 @@ func TestBaked(t *testing.T) {
 	if b := r.verified().Statement.Predicate.Binding; b != result.BindPinned {
 		t.Errorf("the receipt says binding %q, want %q", b, result.BindPinned)
 	}
+}
+
+// TestMeasuredDisk holds what is predicted of a disk image against a TPM: every PCR, and the events, the partition table's
+// among them.
+func TestMeasuredDisk(t *testing.T) {
+	if _, err := exec.LookPath("swtpm"); err != nil {
+		t.Skip("no swtpm here (Debian package swtpm)")
+	}
+	var image builtImage
+	dir, _ := image.get(t, mkimage.Options{Profile: cmdline.Simulation, InitPackage: "./test/measured", Net: "none", Formats: []string{mkimage.Raw}})
+	firmware, _ := ovmf2025.fetch(t)
+	files := measure.Files{UKI: content(t, filepath.Join(dir, mkimage.UKIFile)), Disk: content(t, filepath.Join(dir, mkimage.RawFile))}
+	p, err := measure.Predict(measure.Shape{Name: "disk", TEE: measure.OnTPM, VMM: measure.OnQEMU, Boot: measure.BootUKI, Firmware: firmware}, files, content(t, firmware))
+	if err != nil {
+		t.Fatal(err)
+	}
+	run, err := os.MkdirTemp(work, "tpm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	console := bootMeasured(t, run, exec.CommandContext(t.Context(), qemu.DefaultBinary), []string{
+		"-drive", "if=none,id=boot,format=raw,readonly=on,file=" + filepath.Join(dir, mkimage.RawFile), "-device", "virtio-blk-pci,drive=boot", "-bios", firmware})
+	// PCR 5 has boot options as well, which the machine decides: of it, the event of the table is predicted.
+	table := 0
+	p.Events = slices.DeleteFunc(p.Events, func(e measure.Event) bool {
+		if e.PCR == 5 {
+			table++
+			if !strings.Contains(console, e.Digests.SHA384.String()) {
+				t.Errorf("the log has no event %q with %s", e.What, e.Digests.SHA384)
+			}
+		}
+		return e.PCR == 5
+	})
+	if table != 1 {
+		t.Errorf("%d events are predicted of PCR 5, want that of the partition table", table)
+	}
+	compareMeasured(t, p, console)
 }
