@@ -73,7 +73,7 @@ func TestUKIRefusesAnotherCommandLine(t *testing.T) {
 	}
 	r.run()
 	if o := r.report.Outcome; o == nil || o.Step != "mount" || o.Reason != result.BadManifest || r.report.End != qemu.PoweredOff {
-		t.Errorf("outcome %+v, and the VM %s; want it refused in mount", o, r.report.End)
+		t.Errorf("outcome %+v, and the VM %s; want it refused in mount; the console:\n%s", o, r.report.End, r.read(r.report.ConsolePath))
 	}
 	r.notRun()
 	if said := r.brokerSaid(); said != "" {
