@@ -326,7 +326,7 @@ func TestTheBillOfMaterialsHasEveryModule(t *testing.T) {
 		urls = append(urls, c.PackageURL)
 		refs[c.BOMRef] = true
 	}
-	for _, want := range []string{"pkg:deb/debian/linux-source-6.12@6.12.117-1~deb12u1?arch=amd64", "pkg:golang/a.example/b@v1.2.3", "pkg:golang/std@1.26.8",
+	for _, want := range []string{"pkg:deb/debian/linux-source-6.12@6.12.117-1~deb12u1?arch=amd64", "pkg:golang/a.example/b@v1.2.3", "pkg:golang/c.example/d@v4.5.6", "pkg:golang/std@1.26.8",
 		"pkg:deb/debian/systemd-boot-efi@257.13-1~deb13u1?arch=amd64"} {
 		if !slices.Contains(urls, want) {
 			t.Errorf("no %s among %q", want, urls)
@@ -348,8 +348,9 @@ func sampleInfo() *Info {
 	return &Info{
 		Profile: cmdline.Production, Cmdline: "a b", Source: strings.Repeat("5", 64), Stub: new(stubPin),
 		Kernel: KernelInfo{Version: "6.12.117-ampoule", Package: "linux-source-6.12", PackageVersion: "6.12.117-1~deb12u1", SourceSHA256: strings.Repeat("1", 64), SHA256: strings.Repeat("2", 64)},
-		Init:   InitInfo{Go: "go1.26.8", SHA256: strings.Repeat("3", 64), Linked: []Module{{"a.example/b", "v1.2.3", "h1:r6RSZLFSMm6rzKepZ7ZAYkKCu14f3/Me8c7uKYh7C8c="}}},
-		Files:  []File{{KernelFile, strings.Repeat("2", 64), 1}, {UKIFile, strings.Repeat("4", 64), 2}},
+		Init: InitInfo{Go: "go1.26.8", SHA256: strings.Repeat("3", 64), Linked: []Module{{"a.example/b", "v1.2.3", "h1:r6RSZLFSMm6rzKepZ7ZAYkKCu14f3/Me8c7uKYh7C8c="}},
+			Helpers: map[string]*InitInfo{"wasm": {SHA256: strings.Repeat("6", 64), Linked: []Module{{"c.example/d", "v4.5.6", ""}, {"a.example/b", "v1.2.3", "h1:r6RSZLFSMm6rzKepZ7ZAYkKCu14f3/Me8c7uKYh7C8c="}}}}},
+		Files: []File{{KernelFile, strings.Repeat("2", 64), 1}, {UKIFile, strings.Repeat("4", 64), 2}},
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // Whether a kernel comes from the source that kernel-config names, or from what the archive had instead.
@@ -69,6 +70,16 @@ type Module struct {
 	Path    string `json:"path"`
 	Version string `json:"version"`
 	Sum     string `json:"sum"`
+}
+
+// linked are the modules of init and of the programs beside it, each once, sorted by path.
+func (i InitInfo) linked() []Module {
+	all := slices.Clone(i.Linked)
+	for _, h := range i.Helpers {
+		all = append(all, h.Linked...)
+	}
+	slices.SortFunc(all, func(a, b Module) int { return strings.Compare(a.Path, b.Path) })
+	return slices.Compact(all)
 }
 
 // File is one file of an image.

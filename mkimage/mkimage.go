@@ -136,7 +136,7 @@ func Build(ctx context.Context, o Options) (*Info, error) {
 		Init:    *initInfo,
 		Request: o.request(),
 	}
-	if info.Source, err = sourceDigest(ctx, o.SourceDir, o.InitPackage); err != nil {
+	if info.Source, err = o.sourceDigest(ctx); err != nil {
 		return nil, err
 	}
 	files := []file{{KernelFile, kernel.image, 0}, {InitramfsFile, initramfs, 0}, {CmdlineFile, []byte(line), 0}}

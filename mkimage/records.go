@@ -38,13 +38,14 @@ type Request struct {
 	Extra          string   `json:"cmdline,omitempty"`
 	InitPackage    string   `json:"init"`
 	Tags           []string `json:"tags,omitempty"`
+	With           []string `json:"with,omitempty"`
 	Formats        []string `json:"formats,omitempty"`
 }
 
 func (o Options) request() Request {
 	r := Request{
 		Net: o.Net, Swap: o.Swap, ManifestSource: o.ManifestSource, ManifestSHA384: hex.EncodeToString(o.ManifestSHA384), Extra: o.Extra,
-		InitPackage: o.InitPackage, Tags: o.Tags, Formats: o.Formats,
+		InitPackage: o.InitPackage, Tags: o.Tags, With: o.With, Formats: o.Formats,
 	}
 	if o.Deadline != 0 {
 		r.Deadline = o.Deadline.String()
@@ -57,7 +58,7 @@ func (i *Info) options(dir string) (o Options, err error) {
 	r := i.Request
 	o = Options{
 		Profile: i.Profile, Allow: append([]string{}, i.Allow...), Net: r.Net, Swap: r.Swap, ManifestSource: r.ManifestSource, Extra: r.Extra,
-		InitPackage: r.InitPackage, Tags: r.Tags, Formats: r.Formats,
+		InitPackage: r.InitPackage, Tags: r.Tags, With: r.With, Formats: r.Formats,
 	}
 	if r.Deadline != "" {
 		if o.Deadline, err = time.ParseDuration(r.Deadline); err != nil {
@@ -139,11 +140,15 @@ func asJSON(v any) ([]byte, error) {
 	return buf.Bytes(), err
 }
 
-// sourceDigest is the SHA-256 over the files of the module in dir that init and this package are compiled from, and over
-// what pins the modules that they use: one line "sha256  path" each, sorted by path.
-func sourceDigest(ctx context.Context, dir, initPackage string) (string, error) {
-	cmd := exec.CommandContext(ctx, "go", "list", "-deps", "-tags", "nethttpomithttp2,guest", "-json=Dir,Module,GoFiles,SFiles,EmbedFiles", initPackage, "./mkimage")
-	cmd.Dir, cmd.Env = dir, goEnviron(os.Environ())
+// sourceDigest is the SHA-256 over the files of the module in o.SourceDir that init, the programs beside it and this package
+// are compiled from, and over what pins the modules that they use: one line "sha256  path" each, sorted by path.
+func (o Options) sourceDigest(ctx context.Context) (string, error) {
+	args := []string{"list", "-deps", "-tags", "nethttpomithttp2,guest", "-json=Dir,Module,GoFiles,SFiles,EmbedFiles", o.InitPackage, "./mkimage"}
+	for _, name := range o.With {
+		args = append(args, helpers[name].pkg)
+	}
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir, cmd.Env = o.SourceDir, goEnviron(os.Environ())
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

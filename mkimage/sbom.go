@@ -6,6 +6,8 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,18 +42,29 @@ func sbom(i *Info) ([]byte, error) {
 
 	components := []cdx.Component{kernel, initProgram, std}
 	parts := []string{kernel.BOMRef, initProgram.BOMRef}
-	linked := []string{std.BOMRef}
-	for _, m := range i.Init.Linked {
+	refs := func(modules []Module) *[]string {
+		out := []string{std.BOMRef}
+		for _, m := range modules {
+			out = append(out, moduleURL(m))
+		}
+		return &out
+	}
+	needs := []cdx.Dependency{{Ref: initProgram.BOMRef, Dependencies: refs(i.Init.Linked)}}
+	for _, name := range slices.Sorted(maps.Keys(i.Init.Helpers)) {
+		h := i.Init.Helpers[name]
+		c := cdx.Component{BOMRef: "with-" + name, Type: cdx.ComponentTypeApplication, Name: "github.com/ampoule-vm/ampoule, --with " + name, Hashes: sha(h.SHA256)}
+		components, parts = append(components, c), append(parts, c.BOMRef)
+		needs = append(needs, cdx.Dependency{Ref: c.BOMRef, Dependencies: refs(h.Linked)})
+	}
+	for _, m := range i.Init.linked() {
 		c := cdx.Component{
-			BOMRef: "pkg:golang/" + m.Path + "@" + m.Version, Type: cdx.ComponentTypeLibrary, Name: m.Path, Version: m.Version,
-			PackageURL: "pkg:golang/" + m.Path + "@" + m.Version,
+			BOMRef: moduleURL(m), Type: cdx.ComponentTypeLibrary, Name: m.Path, Version: m.Version, PackageURL: moduleURL(m),
 		}
 		// h1 is the SHA-256 of a list of the module's files and their digests (golang.org/x/mod/sumdb/dirhash), no file's own.
 		if b, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(m.Sum, "h1:")); err == nil && len(b) == sha256.Size {
 			c.Properties = &[]cdx.Property{{Name: "ampoule:go_sum", Value: m.Sum}}
 		}
 		components = append(components, c)
-		linked = append(linked, c.BOMRef)
 	}
 	if s := i.Stub; s != nil {
 		components = append(components, cdx.Component{
@@ -64,11 +77,14 @@ func sbom(i *Info) ([]byte, error) {
 	bom.SerialNumber = serial(i)
 	bom.Metadata = &cdx.Metadata{Timestamp: date.Format(time.RFC3339), Component: &image}
 	bom.Components = &components
-	bom.Dependencies = &[]cdx.Dependency{{Ref: image.BOMRef, Dependencies: &parts}, {Ref: initProgram.BOMRef, Dependencies: &linked}}
+	needs = append([]cdx.Dependency{{Ref: image.BOMRef, Dependencies: &parts}}, needs...)
+	bom.Dependencies = &needs
 	var buf bytes.Buffer
 	err := cdx.NewBOMEncoder(&buf, cdx.BOMFileFormatJSON).SetPretty(true).SetEscapeHTML(false).EncodeVersion(bom, cdx.SpecVersion1_6)
 	return buf.Bytes(), err
 }
+
+func moduleURL(m Module) string { return "pkg:golang/" + m.Path + "@" + m.Version }
 
 func licence(id string) *cdx.Licenses {
 	return &cdx.Licenses{{License: &cdx.License{ID: id}}}
@@ -150,8 +166,8 @@ func provenance(i *Info) ([]byte, error) {
 	if i.Stub != nil {
 		d.ResolvedDependencies = append(d.ResolvedDependencies, resource{Name: stubPath, URI: debianURL(i.Stub.Package, i.Stub.Version), Digest: sha256Of(i.Stub.SHA256)})
 	}
-	for _, m := range i.Init.Linked {
-		r := resource{URI: "pkg:golang/" + m.Path + "@" + m.Version}
+	for _, m := range i.Init.linked() {
+		r := resource{URI: moduleURL(m)}
 		if b, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(m.Sum, "h1:")); err == nil && len(b) == sha256.Size {
 			r.Digest = map[string]string{"dirHash": hex.EncodeToString(b)} // the in-toto name of Go's h1
 		}
