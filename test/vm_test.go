@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -79,7 +80,7 @@ type builtImage struct {
 func (b *builtImage) get(t *testing.T, o mkimage.Options) (string, *mkimage.Info) {
 	t.Helper()
 	b.once.Do(func() {
-		b.dir = filepath.Join(work, "image-"+o.Profile+strings.Join(append(o.Tags, o.With...), "-")+strings.ReplaceAll(o.InitPackage, "/", "-"))
+		b.dir = filepath.Join(work, "image-"+o.Profile+strings.Join(slices.Concat(o.Tags, o.With, o.Formats), "-")+strings.ReplaceAll(o.InitPackage, "/", "-"))
 		o.Out, o.SourceDir, o.Progress, o.KernelSource = b.dir, "..", os.Stderr, os.Getenv("KERNEL_SOURCE")
 		b.info, b.err = mkimage.Build(context.Background(), o)
 	})
