@@ -20,15 +20,12 @@ import (
 	"github.com/ampoule-vm/ampoule/qemu"
 )
 
-// noTimerCheck keeps Linux from taking a timer for broken that comes late on a busy machine, where it is emulated: it would panic.
-const noTimerCheck = "no_timer_check"
-
 var unified builtImage
 
 // onDisk has the trial boot a disk image by firmware.
 func (r *trial) onDisk() (dir string, info *mkimage.Info) {
 	r.Helper()
-	dir, info = unified.get(r.T, mkimage.Options{Profile: cmdline.Simulation, Net: "dhcp", Extra: noTimerCheck, Formats: []string{mkimage.Raw}})
+	dir, info = unified.get(r.T, mkimage.Options{Profile: cmdline.Simulation, Net: "dhcp", Formats: []string{mkimage.Raw}})
 	r.boots(dir)
 	return dir, info
 }
@@ -95,7 +92,7 @@ func TestBaked(t *testing.T) {
 	r.manifest = r.world.Manifest(r.job)
 	dir := filepath.Join(t.TempDir(), "image")
 	_, err := mkimage.Build(t.Context(), mkimage.Options{
-		Profile: cmdline.Simulation, Net: "dhcp", Extra: noTimerCheck, Manifest: r.manifest, Formats: []string{mkimage.Raw},
+		Profile: cmdline.Simulation, Net: "dhcp", Manifest: r.manifest, Formats: []string{mkimage.Raw},
 		Out: dir, SourceDir: "..", Progress: os.Stderr, KernelSource: os.Getenv("KERNEL_SOURCE"),
 	})
 	if errors.Is(err, mkimage.ErrNotServed) {
@@ -122,7 +119,7 @@ func TestMeasuredDisk(t *testing.T) {
 		t.Skip("no swtpm here (Debian package swtpm)")
 	}
 	var image builtImage
-	dir, _ := image.get(t, mkimage.Options{Profile: cmdline.Simulation, InitPackage: "./test/measured", Extra: noTimerCheck, Formats: []string{mkimage.Raw}})
+	dir, _ := image.get(t, mkimage.Options{Profile: cmdline.Simulation, InitPackage: "./test/measured", Formats: []string{mkimage.Raw}})
 	firmware, _ := ovmf2025.fetch(t)
 	files := measure.Files{UKI: content(t, filepath.Join(dir, mkimage.UKIFile)), Disk: content(t, filepath.Join(dir, mkimage.RawFile))}
 	p, err := measure.Predict(measure.Shape{Name: "disk", TEE: measure.OnTPM, VMM: measure.OnQEMU, Boot: measure.BootUKI, Firmware: firmware}, files, content(t, firmware))
