@@ -82,13 +82,13 @@ func newMachine() *machine {
 	guest.ClearEnv()
 	reaper := guest.NewReaper()
 	m := &machine{
-		dir:           guest.WorkDir,
-		uptime:        guest.Uptime,
-		cpu:           guest.CPUTime,
-		lockdown:      guest.Lockdown,
-		commandLine:   readCommandLine,
-		tsmSimulated:  func() bool { _, err := os.Stat("/sys/module/tsm_sim"); return err == nil },
-		openTEE:       tee.Open,
+		dir:          guest.WorkDir,
+		uptime:       guest.Uptime,
+		cpu:          guest.CPUTime,
+		lockdown:     guest.Lockdown,
+		commandLine:  readCommandLine,
+		tsmSimulated: func() bool { _, err := os.Stat("/sys/module/tsm_sim"); return err == nil },
+		openTEE:      tee.Open,
 		network: func(ctx context.Context, n cmdline.Net) error {
 			trustPublicRoots() // before there is anybody to be asked for a certificate
 			return guest.Network(ctx, n)
