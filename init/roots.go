@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/x509"
-	"fmt"
 	"sync"
 
 	"golang.org/x/crypto/x509roots/fallback/bundle"
@@ -16,7 +15,7 @@ var trustPublicRoots = sync.OnceFunc(func() {
 	for root := range bundle.Roots() {
 		c, err := x509.ParseCertificate(root.Certificate)
 		if err != nil {
-			panic(fmt.Errorf("Mozilla's roots: %w", err)) // they are part of this program
+			panic(err) // they are part of this program
 		}
 		if root.Constraint == nil {
 			pool.AddCert(c)

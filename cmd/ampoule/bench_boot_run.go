@@ -249,11 +249,16 @@ func (b *bootBench) kernel(ctx context.Context, r *bench.BootReport, _ int) erro
 		ran, ok := run.log.At("Run /init")
 		begun, ok1 := run.log.At("Trying to unpack rootfs image")
 		done, ok2 := run.log.At("Freeing initrd memory")
-		if !ok || !ok1 || !ok2 {
+		spoke, ok3 := run.log.Between("Run /init", " mount ")
+		t, err := run.times()
+		if err != nil {
+			return err
+		}
+		if !ok || !ok1 || !ok2 || !ok3 {
 			return fmt.Errorf("boot with initcall_debug: %s does not say when the initramfs was unpacked and /init run", run.report.ConsolePath)
 		}
 		logs = append(logs, run.log)
-		starts = append(starts, run.report.Zero.Add(micros(run.report.Events[0])).Sub(run.log.Zero.Add(ran)))
+		starts = append(starts, spoke-t.Steps[0].Wall) // its first line is written when the first step is over
 		if n == 0 || ran < k.Run {
 			k.Run = ran
 		}

@@ -19,10 +19,18 @@ import (
 type KernelLog struct {
 	Zero  time.Time // of the kernel's clock, on this machine's: the least difference, over all lines, between arrival and stamp
 	lines []kernelLine
+	other []otherLine
+}
+
+// An otherLine is not the kernel's.
+type otherLine struct {
+	came time.Time
+	text string
 }
 
 type kernelLine struct {
 	at   time.Duration // since Zero
+	came time.Time
 	text string
 }
 
@@ -78,6 +86,7 @@ var stamped = regexp.MustCompile(`^\[ *(\d+\.\d{6})\] (.*)$`)
 func (l *KernelLog) add(now time.Time, line string) {
 	m := stamped.FindStringSubmatch(line)
 	if m == nil {
+		l.other = append(l.other, otherLine{now, line})
 		return
 	}
 	seconds, err := strconv.ParseFloat(m[1], 64)
@@ -88,7 +97,7 @@ func (l *KernelLog) add(now time.Time, line string) {
 	if zero := now.Add(-at); l.Zero.IsZero() || zero.Before(l.Zero) {
 		l.Zero = zero
 	}
-	l.lines = append(l.lines, kernelLine{at, m[2]})
+	l.lines = append(l.lines, kernelLine{at, now, m[2]})
 }
 
 // At is when the kernel wrote the first line that begins with text, and whether it did.
@@ -96,6 +105,21 @@ func (l *KernelLog) At(text string) (time.Duration, bool) {
 	for _, line := range l.lines {
 		if strings.HasPrefix(line.text, text) {
 			return line.at, true
+		}
+	}
+	return 0, false
+}
+
+// Between is how long after the kernel's line that begins with first another one came that is not the kernel's and has second in it.
+func (l *KernelLog) Between(first, second string) (time.Duration, bool) {
+	for _, line := range l.lines {
+		if !strings.HasPrefix(line.text, first) {
+			continue
+		}
+		for _, o := range l.other {
+			if strings.Contains(o.text, second) {
+				return o.came.Sub(line.came), true
+			}
 		}
 	}
 	return 0, false

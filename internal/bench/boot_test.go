@@ -100,6 +100,12 @@ func TestFollowConsole(t *testing.T) {
 	if _, ok := a.log.At("ampoule"); ok {
 		t.Error("a line of PID 1 is taken for one of the kernel")
 	}
+	if took, ok := a.log.Between("Run /init", "mount ok"); !ok || took < 0 || took > time.Minute {
+		t.Errorf("PID 1 came %v after it was run, %t", took, ok)
+	}
+	if _, ok := a.log.Between("Run /init", "inet_init"); ok {
+		t.Error("a line of the kernel is taken for one of PID 1")
+	}
 	want := []Initcall{{"acpi_init", 184 * time.Millisecond}, {"inet_init", time.Microsecond}}
 	if d := cmp.Diff(want, a.log.Initcalls()); d != "" {
 		t.Error(d)

@@ -1,5 +1,6 @@
 // Package bench compares pulling, decrypting and unpacking images with what Debian's skopeo and umoci take for it, and
-// with what the machine could do. It is for `ampoule bench pull`, `make bench` and tests of memory.
+// with what the machine could do. It is for `ampoule bench pull`, `make bench` and tests of memory. For `ampoule bench boot` it has the
+// workload, the reading of a console, and the tables.
 package bench
 
 import (

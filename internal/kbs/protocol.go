@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
-	"sync"
 
 	"github.com/ampoule-vm/ampoule/internal/evidence"
 )
@@ -52,13 +51,11 @@ func spoken() string {
 
 // mismatch is the sentence in which a broker names its own version; nothing else does. Up to Trustee v0.9 it says
 // "<=", from v0.10 on "=".
-var mismatch = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`KBS Client Protocol Version Mismatch: expect <?=(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3}) while the request is `)
-})
+var mismatch = regexp.MustCompile(`KBS Client Protocol Version Mismatch: expect <?=(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3}) while the request is `)
 
 // expected reads the version that a broker wants out of the detail of its refusal; "" if it does not name exactly one.
 func expected(detail string) string {
-	all := mismatch().FindAllStringSubmatch(detail, 2)
+	all := mismatch.FindAllStringSubmatch(detail, 2)
 	if len(all) != 1 {
 		return ""
 	}
