@@ -203,17 +203,19 @@ func TestProductionWithoutTEE(t *testing.T) {
 	r.notRun()
 }
 
-// TestSizes holds the budget: kernel and initramfs have 9 MB together.
+// TestSizes holds the budgets: kernel and initramfs have 9 MB together, and a UKI 9.5.
 func TestSizes(t *testing.T) {
-	for _, c := range []struct {
-		image   *builtImage
-		profile string
-	}{{&production, cmdline.Production}, {&simulation, cmdline.Simulation}} {
-		_, info := c.image.get(t, mkimage.Options{Profile: c.profile, Net: "dhcp"})
+	for _, profile := range []string{cmdline.Production, cmdline.Simulation} {
+		var image builtImage
+		_, info := image.get(t, mkimage.Options{Profile: profile, Net: "dhcp", Formats: []string{mkimage.UKI}})
 		kernel, initramfs := info.File(mkimage.KernelFile).Size, info.File(mkimage.InitramfsFile).Size
-		t.Logf("%s: kernel %d + initramfs %d = %d bytes, init %d", c.profile, kernel, initramfs, kernel+initramfs, info.Init.Size)
+		uki := info.File(mkimage.UKIFile).Size
+		t.Logf("%s: kernel %d + initramfs %d = %d bytes, UKI %d, init %d", profile, kernel, initramfs, kernel+initramfs, uki, info.Init.Size)
 		if kernel+initramfs > 9_000_000 {
-			t.Errorf("%s: kernel %d and initramfs %d bytes are over 9000000 together", c.profile, kernel, initramfs)
+			t.Errorf("%s: kernel %d and initramfs %d bytes are over 9000000 together", profile, kernel, initramfs)
+		}
+		if uki == 0 || uki > 9_500_000 {
+			t.Errorf("%s: the UKI has %d bytes, over 9500000 or none", profile, uki)
 		}
 	}
 }

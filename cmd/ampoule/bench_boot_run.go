@@ -45,7 +45,7 @@ func newBootBench(ctx context.Context, out, source string, withDemo bool, std st
 		return nil, err
 	}
 	b.info, err = mkimage.Build(ctx, mkimage.Options{
-		Profile: cmdline.Simulation, Out: b.image, SourceDir: source, Net: "dhcp",
+		Profile: cmdline.Simulation, Out: b.image, SourceDir: source, Net: "dhcp", Formats: []string{mkimage.UKI},
 		KernelSource: os.Getenv("KERNEL_SOURCE"), Progress: std.err,
 	})
 	if err != nil {
@@ -113,7 +113,7 @@ func (b *bootBench) sizes() []bench.Format {
 	kernel, initramfs := b.info.File(mkimage.KernelFile).Size, b.info.File(mkimage.InitramfsFile).Size
 	return []bench.Format{
 		{Name: "/init", Bytes: b.info.Init.Size}, {Name: "kernel", Bytes: kernel}, {Name: "initramfs", Bytes: initramfs},
-		{Name: "kernel + initramfs", Bytes: kernel + initramfs},
+		{Name: "kernel + initramfs", Bytes: kernel + initramfs}, {Name: "UKI", Bytes: b.info.File(mkimage.UKIFile).Size},
 	}
 }
 
