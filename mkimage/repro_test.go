@@ -81,7 +81,7 @@ func TestReproImage(t *testing.T) {
 		env   []string
 	}{
 		{"a", 0o022, 0, []string{"TZ=UTC", "LC_ALL=C", "USER=one", "HOME=" + parent}},
-		{"b/a-longer-name/for-the-same", 0o077, 1234, []string{"TZ=Asia/Tokyo", "LC_ALL=de_DE.UTF-8", "USER=two", "HOME=/nonexistent", "GOFLAGS=-tags=other", "GOAMD64=v3"}},
+		{"b/a-longer-name/for-the-same", 0o077, 1234, []string{"TZ=Asia/Tokyo", "LC_ALL=de_DE.UTF-8", "USER=two", "HOME=" + filepath.Join(parent, "b"), "GOFLAGS=-tags=other", "GOAMD64=v3"}},
 	} {
 		dir := filepath.Join(parent, c.dir)
 		copyModule(t, "..", dir)
