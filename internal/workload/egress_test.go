@@ -145,7 +145,7 @@ func TestTheWayOutEndsWithTheProgram(t *testing.T) {
 	s.Files = []File{{"/etc/hosts", []byte(g.Hosts())}}
 	out, err := run(t, ctx, s)
 	if err != nil || !out.Deadline {
-		t.Errorf("%+v, %v", out, err)
+		t.Fatalf("%+v, %v", out, err)
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -58,6 +59,9 @@ func needs(t *testing.T) {
 	if !hasCapability(t, unix.CAP_SYS_ADMIN) {
 		t.Skip("making namespaces needs CAP_SYS_ADMIN")
 	}
+	if err := userNamespace(); err != nil {
+		t.Skipf("no user namespace can be made here, as in a chroot: %v", err)
+	}
 	if !onCgroup2() {
 		return
 	}
@@ -66,6 +70,13 @@ func needs(t *testing.T) {
 		t.Skipf("%s has not the memory and pids controllers to give, or is not ours to write to", cgroupRoot)
 	}
 }
+
+// userNamespace makes one, for a process that ends at once.
+var userNamespace = sync.OnceValue(func() error {
+	cmd := exec.Command("/proc/self/exe", "-test.run=^$")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: []syscall.SysProcIDMap{{Size: 1}}}
+	return cmd.Run()
+})
 
 func hasCapability(t *testing.T, c int) bool {
 	t.Helper()
