@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -70,13 +69,6 @@ func needs(t *testing.T) {
 		t.Skipf("%s has not the memory and pids controllers to give, or is not ours to write to", cgroupRoot)
 	}
 }
-
-// userNamespace makes one, for a process that ends at once.
-var userNamespace = sync.OnceValue(func() error {
-	cmd := exec.Command("/proc/self/exe", "-test.run=^$")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: []syscall.SysProcIDMap{{Size: 1}}}
-	return cmd.Run()
-})
 
 func hasCapability(t *testing.T, c int) bool {
 	t.Helper()
