@@ -54,8 +54,8 @@ func TestTheProgramGetsOutWhereItMay(t *testing.T) {
 			"http://api.example/":             "200 I am api.example <nil>",
 			"http://api.example:81/":          "connection refused",
 			"http://other.example/":           "connection refused", // to a name server, of which there is none
-			"http://loop.example/":            "connection reset",
-			"http://meta.example/":            "connection reset",
+			"http://loop.example/":            "cut off",
+			"http://meta.example/":            "cut off",
 			"http://198.51.100.7/":            "network is unreachable",
 			"http://198.51.100.9/":            "200 I am 198.51.100.9 <nil>",
 			"http://198.51.100.9:81/":         "connection refused",

@@ -162,6 +162,12 @@ func orphaned(pid string, err error) int {
 
 func fetch(url string) string {
 	resp, err := http.Get(url)
+	// A reset is told once, to whichever of the client's write and read comes first; the other gets one of the rest.
+	for _, cut := range []error{unix.ECONNRESET, unix.EPIPE, io.EOF} {
+		if errors.Is(err, cut) {
+			return "cut off"
+		}
+	}
 	if err != nil {
 		return err.Error()
 	}
