@@ -44,10 +44,17 @@ func (c counted) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// asked waits for the beginning of a request, and has the rest of it read. Without one, net/http takes an answer or refuses it,
+// as it sees it after its own sending or before.
+func asked(c net.Conn) {
+	c.Read(make([]byte, 1))
+	go io.Copy(io.Discard, c)
+}
+
 // says answers with text, whatever is asked, while it reads all that comes.
 func says(text string) func(net.Conn) {
 	return func(c net.Conn) {
-		go io.Copy(io.Discard, c)
+		asked(c)
 		io.WriteString(c, text)
 		time.Sleep(hangs)
 	}
@@ -56,7 +63,7 @@ func says(text string) func(net.Conn) {
 // repeats says text first, and then part again and again.
 func repeats(text, part string, every time.Duration) func(net.Conn) {
 	return func(c net.Conn) {
-		go io.Copy(io.Discard, c)
+		asked(c)
 		_, err := io.WriteString(c, text)
 		for err == nil {
 			time.Sleep(every)
@@ -65,7 +72,7 @@ func repeats(text, part string, every time.Duration) func(net.Conn) {
 	}
 }
 
-// either: net/http sees the second answer in time, or it does not.
+// either: net/http sees the answer that is one too many in time, or it does not.
 const either = "either"
 
 var block = strings.Repeat("x", 64<<10)
@@ -96,7 +103,7 @@ var hostile = map[string]struct {
 	"says a negative length":         {says("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"), ""},
 	"says two lengths":               {says("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"), ""},
 	"breaks off in the body": {func(c net.Conn) {
-		go io.Copy(io.Discard, c)
+		asked(c)
 		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n1")
 		time.Sleep(time.Second) // a request that is not read to its end fails
 	}, "PUT"},
@@ -105,7 +112,11 @@ var hostile = map[string]struct {
 	"asks for a password":       {says("HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n"), ""},
 	"fails":                     {says("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"), ""},
 	"answers twice":             {says("HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"), either},
-	"compresses a bomb":         {repeats("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n", "\x1f\x8b"+block, 0), "PUT"},
+	"answers before it is asked": {func(c net.Conn) {
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+		io.Copy(io.Discard, c)
+	}, either},
+	"compresses a bomb": {repeats("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n", "\x1f\x8b"+block, 0), "PUT"},
 }
 
 func readSlowly(c net.Conn) {

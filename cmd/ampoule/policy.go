@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -142,19 +141,8 @@ func leastTCB(text string) (least kbsserver.MinTCB, err error) {
 
 // writePolicy writes the files, and returns their names.
 func writePolicy(dir string, p *keypolicy.Policy) ([]string, error) {
-	files := map[string][]byte{"attestation.rego": p.Attestation, "resource.rego": p.Resource}
-	var errs []error
-	put := func(name string, v any) {
-		b, err := json.MarshalIndent(v, "", "  ")
-		files[name], errs = append(b, '\n'), append(errs, err)
-	}
-	put("reference-values.json", p.References)
-	for kind, rules := range p.Broker {
-		put("broker-"+string(kind)+".json", rules)
-	}
-	rvps, err := p.RVPS()
-	files["rvps.json"] = rvps
-	if err := errors.Join(append(errs, err, os.MkdirAll(dir, 0o755))...); err != nil {
+	files, err := p.Files()
+	if err := errors.Join(err, os.MkdirAll(dir, 0o755)); err != nil {
 		return nil, err
 	}
 	names := slices.Sorted(maps.Keys(files))
@@ -176,9 +164,9 @@ func uploads(url, ca, dir string, p *keypolicy.Policy) string {
 	own := func(verb string, words ...string) {
 		line(append([]string{"ampoule", "kbs", verb, "--url", url, "--ca", ca, "--key", "admin"}, words...)...)
 	}
-	own("reference", file("reference-values.json"))
-	own("policy", "--attestation", "default_cpu", file("attestation.rego"))
-	own("policy", file("resource.rego"))
+	own("reference", file(keypolicy.ReferenceValuesFile))
+	own("policy", "--attestation", "default_cpu", file(keypolicy.AttestationFile))
+	own("policy", file(keypolicy.ResourceFile))
 	fmt.Fprintln(&b, "# with kbs-client of Trustee:")
 	fmt.Fprintln(&b, "ampoule kbs token --key admin --lifetime 10m > token")
 	config := func(words ...string) {
@@ -190,10 +178,10 @@ func uploads(url, ca, dir string, p *keypolicy.Policy) string {
 		}
 	} else {
 		fmt.Fprintln(&b, `(umask 077; echo "Authorization: Bearer $(cat token)" > header)`)
-		line("curl", "--fail", "--cacert", ca, "-H", "@header", "-H", "Content-Type: application/json", "--data-binary", "@"+file("rvps.json"), url+"/kbs/v0/reference-value")
+		line("curl", "--fail", "--cacert", ca, "-H", "@header", "-H", "Content-Type: application/json", "--data-binary", "@"+file(keypolicy.RVPSFile), url+"/kbs/v0/reference-value")
 	}
-	config("set-attestation-policy", "--type", "rego", "--id", "default_cpu", "--policy-file", file("attestation.rego"))
-	config("set-resource-policy", "--policy-file", file("resource.rego"))
+	config("set-attestation-policy", "--type", "rego", "--id", "default_cpu", "--policy-file", file(keypolicy.AttestationFile))
+	config("set-resource-policy", "--policy-file", file(keypolicy.ResourceFile))
 	return b.String()
 }
 

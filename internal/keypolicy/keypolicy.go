@@ -33,9 +33,10 @@ type Options struct {
 type Policy struct {
 	// References are reference values by name, each a list of strings, or a number.
 	References map[string]any
-	// Attestation and Resource are modules of Rego.
+	// Attestation and Resource are modules of Rego; Resource is empty where no manifest is known.
 	Attestation, Resource []byte
 	// Broker is the plain policy of the embedded broker, by the kind of evidence: one of its rules is about one kind.
+	// It is empty where no manifest is known.
 	Broker map[evidence.Kind]kbsserver.Policy
 	// Left are the shapes that get nothing, by name, with the reason.
 	Left map[string]string
@@ -59,11 +60,38 @@ var names = map[evidence.Kind]map[int]string{
 	evidence.AzTDXvTPM: {4: "pcr04", 9: "pcr09", 11: "pcr11", 12: "pcr12"},
 }
 
-// Make makes the policies. That no shape of m is left is an error.
+// ErrNothing is of measurements by which no shape's evidence tells that this image runs.
+var ErrNothing = errors.New("no shape is left to release anything to")
+
+// Make makes the policies. That no shape of m is left is ErrNothing.
 func Make(m *measure.Measurements, o Options) (*Policy, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	p, all, err := judge(m, o)
+	if err != nil {
+		return nil, err
+	}
+	if p.Resource, err = resource(all, o); err != nil {
+		return nil, err
+	}
+	for kind, k := range all {
+		if p.Broker[kind], err = k.broker(kind, o); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// OfImage makes what holds for an image whatever it is told to do: reference values, and the policy that compares evidence
+// with them. Neither releases anything without a resource policy. That no shape of m is left is ErrNothing.
+func OfImage(m *measure.Measurements) (*Policy, error) {
+	p, _, err := judge(m, Options{})
+	return p, err
+}
+
+// judge collects what the shapes can show, and makes what does not depend on manifests.
+func judge(m *measure.Measurements, o Options) (*Policy, map[evidence.Kind]*known, error) {
 	p := &Policy{Left: maps.Clone(m.Refused), Broker: map[evidence.Kind]kbsserver.Policy{}}
 	if p.Left == nil {
 		p.Left = map[string]string{}
@@ -89,20 +117,11 @@ func Make(m *measure.Measurements, o Options) (*Policy, error) {
 		all[s.Kind].add(s, launch, o.Manifests)
 	}
 	if len(all) == 0 {
-		return nil, fmt.Errorf("no shape is left to release anything to: %s", list(p.Left))
+		return nil, nil, fmt.Errorf("%w: %s", ErrNothing, list(p.Left))
 	}
 	p.References = references(all, o.MinTCB)
 	p.Attestation = []byte(attestation)
-	var err error
-	if p.Resource, err = resource(all, o); err != nil {
-		return nil, err
-	}
-	for kind, k := range all {
-		if p.Broker[kind], err = k.broker(kind, o); err != nil {
-			return nil, err
-		}
-	}
-	return p, nil
+	return p, all, nil
 }
 
 func (o Options) check() error {
