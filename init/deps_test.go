@@ -157,7 +157,7 @@ var arrows = map[string]string{
 	"internal/kbs/kbsserver/store": "internal/evidence",
 	"internal/kbs/kbsserver/rego":  "",
 	"internal/keypolicy":           "internal/evidence internal/kbs/kbsserver internal/measure",
-	"mkimage":                      "kernel-config internal/cmdline internal/debian internal/disk internal/evidence internal/manifest internal/measure internal/progress internal/uki",
+	"mkimage":                      "kernel-config internal/cmdline internal/debian internal/disk internal/evidence internal/keypolicy internal/manifest internal/measure internal/progress internal/uki",
 	"internal/disk":                "",
 	"internal/uki":                 "",
 	"qemu":                         "qemu/vhostvsock internal/cmdline internal/evidence internal/manifest internal/measure internal/psp internal/result",

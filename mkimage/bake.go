@@ -29,6 +29,9 @@ func (o *Options) bake() error {
 		if o.ManifestSource == image {
 			return fmt.Errorf("manifest source %s: give the manifest to bake in", image)
 		}
+		if o.Resources != nil {
+			return fmt.Errorf("resources %q: a policy releases them to a manifest, and none is baked in; ampoule policy makes it for manifests that are not", o.Resources)
+		}
 		return nil
 	}
 	if o.ManifestSource != "" && o.ManifestSource != image {

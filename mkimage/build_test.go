@@ -25,6 +25,9 @@ import (
 
 	"github.com/ampoule-vm/ampoule/internal/cmdline"
 	"github.com/ampoule-vm/ampoule/internal/disk"
+	"github.com/ampoule-vm/ampoule/internal/evidence"
+	"github.com/ampoule-vm/ampoule/internal/keypolicy"
+	"github.com/ampoule-vm/ampoule/internal/manifest"
 	"github.com/ampoule-vm/ampoule/internal/measure"
 	"github.com/ampoule-vm/ampoule/internal/uki"
 )
@@ -204,10 +207,14 @@ func TestBuildRefuses(t *testing.T) {
 		"a package that is a flag of go build": {func(o *Options) { o.InitPackage = "-toolexec=/bin/false" }, "no package of the checkout"},
 		"a package elsewhere":                  {func(o *Options) { o.InitPackage = "./../elsewhere" }, "no package of the checkout"},
 		"a manifest that is none":              {func(o *Options) { o.Manifest = []byte("{}") }, "the manifest to bake in"},
-		"a manifest, and another source":       {func(o *Options) { o.Manifest, o.ManifestSource = []byte("{}"), "vsock:1" }, "so that its source is image:"},
-		"the source image without a manifest":  {func(o *Options) { o.ManifestSource = "image:" }, "give the manifest"},
-		"a stub that is none":                  {func(o *Options) { o.Stub = write(t, filepath.Join(t.TempDir(), "stub"), "stub") }, "EFI stub: not a PE file"},
-		"shapes that are none":                 {func(o *Options) { o.Shapes = []byte("{}") }, "shapes"},
+		"resources without a manifest":         {func(o *Options) { o.Resources = []string{"default/key/*"} }, "none is baked in"},
+		"no resource, of a manifest": {func(o *Options) {
+			o.Resources, o.Manifest = []string{"*"}, []byte(`{"version":1,"algorithm":{"uri":"docker://registry.example/fit@sha256:2222222222222222222222222222222222222222222222222222222222222222"}}`)
+		}, "want REPO/TYPE/TAG"},
+		"a manifest, and another source":      {func(o *Options) { o.Manifest, o.ManifestSource = []byte("{}"), "vsock:1" }, "so that its source is image:"},
+		"the source image without a manifest": {func(o *Options) { o.ManifestSource = "image:" }, "give the manifest"},
+		"a stub that is none":                 {func(o *Options) { o.Stub = write(t, filepath.Join(t.TempDir(), "stub"), "stub") }, "EFI stub: not a PE file"},
+		"shapes that are none":                {func(o *Options) { o.Shapes = []byte("{}") }, "shapes"},
 		"firmware that is not there": {func(o *Options) {
 			o.Shapes = []byte(`[{"name":"a","tee":"snp","vmm":"qemu","cpu":"EPYC-Genoa","firmware":"nowhere.fd"}]`)
 		}, "nowhere.fd"},
@@ -399,6 +406,65 @@ func TestMeasurementsAreThoseOfTheFiles(t *testing.T) {
 	}
 	if c, err := Check(context.Background(), o, o.Out); err != nil || len(c.Differences) > 0 {
 		t.Errorf("built again: %+v, %v", c, err)
+	}
+}
+
+// What brokers take lies beside the image, is what the measurements say, and is part of what is built again.
+func TestPolicyOfTheImage(t *testing.T) {
+	o := small(t)
+	holds := func(info *Info, p *keypolicy.Policy) {
+		t.Helper()
+		files, err := p.Files()
+		if err != nil {
+			t.Fatal(err)
+		}
+		have, err := filesBelow(o.Out, PolicyDir)
+		if err != nil || len(have) != len(files) {
+			t.Errorf("%q, %v, want %d files", have, err, len(files))
+		}
+		for name, b := range files {
+			if f := info.File(PolicyDir + "/" + name); f != describe(f.Name, b) || !bytes.Equal(read(t, o.Out, f.Name), b) {
+				t.Errorf("%s: %+v, want\n%s", name, f, b)
+			}
+		}
+		if c, err := Check(context.Background(), o, o.Out); err != nil || len(c.Differences) > 0 {
+			t.Errorf("built again: %+v, %v", c, err)
+		}
+	}
+	measured := func() *measure.Measurements {
+		t.Helper()
+		m, err := measure.ParseMeasurements(read(t, o.Out, MeasurementsFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	plain := o
+	o.Manifest = []byte(`{"version":1,"algorithm":{"uri":"docker://registry.example/fit@sha256:2222222222222222222222222222222222222222222222222222222222222222"}}`)
+	o.Resources = []string{"default/key/*"}
+	info := build(t, o)
+	want, err := keypolicy.Make(measured(), keypolicy.Options{Manifests: [][32]byte{manifest.InitdataDigest(manifest.Wrap(o.Manifest))}, Resources: o.Resources})
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds(info, want)
+
+	o = plain
+	info = build(t, o) // nothing of before is left
+	if want, err = keypolicy.OfImage(measured()); err != nil {
+		t.Fatal(err)
+	}
+	holds(info, want)
+
+	// No evidence tells which image runs there.
+	o.Out = t.TempDir()
+	amazon := &measure.Measurements{Shapes: []measure.Prediction{{Kind: evidence.SNP, Shape: measure.Shape{Name: "amazon", VMM: measure.OnAWS}}}}
+	if names, err := o.policy(amazon); err != nil || names != nil {
+		t.Errorf("%q, %v, want nothing", names, err)
+	}
+	o.Resources = []string{"default/key/*"}
+	if names, err := o.policy(amazon); !errors.Is(err, keypolicy.ErrNothing) {
+		t.Errorf("%q, %v, want that there is nothing", names, err)
 	}
 }
 

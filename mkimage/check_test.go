@@ -89,7 +89,7 @@ func TestDifferencesAreOfTheInnermostMember(t *testing.T) {
 		return b
 	}
 	zst := func(b []byte) []byte {
-		b, err := compress(b)
+		b, err := compress(b, smallWindow)
 		if err != nil {
 			t.Fatal(err)
 		}

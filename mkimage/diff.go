@@ -128,7 +128,7 @@ func members(b []byte) []member {
 		return unpacked("gunzipped", func() (io.Reader, error) { return gzip.NewReader(bytes.NewReader(b)) })
 	case bytes.HasPrefix(b, []byte("\x28\xb5\x2f\xfd")):
 		return unpacked("decompressed", func() (io.Reader, error) {
-			return zstd.NewReader(bytes.NewReader(b), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(8<<20))
+			return zstd.NewReader(bytes.NewReader(b), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(largeWindow))
 		})
 	case bytes.HasPrefix(b, []byte("070701")):
 		return cpioMembers(b)

@@ -247,7 +247,7 @@ func filesBelow(root, dir string) (names []string, err error) {
 // discard removes what an earlier build left in o.Out, so that no file of another image stays beside this one.
 func (o Options) discard() error {
 	for _, name := range []string{InfoFile, UKIFile, RawFile, GCPFile, AzureFile, QCOW2File, ContainerDiskDir, ManifestFile,
-		ShapesFile, MeasurementsFile, SBOMFile, ProvenanceFile, SumsFile} {
+		ShapesFile, MeasurementsFile, PolicyDir, SBOMFile, ProvenanceFile, SumsFile} {
 		if err := os.RemoveAll(filepath.Join(o.Out, name)); err != nil {
 			return err
 		}

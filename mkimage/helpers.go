@@ -9,10 +9,13 @@ import (
 )
 
 // A helper is a program beside /init that an image carries only if asked to: PID 1 does not link it and opens it by this name.
-type helper struct{ pkg, file string }
+type helper struct {
+	pkg, file string
+	inlined   []string // as buildInit takes it: what is worth its bytes
+}
 
 var helpers = map[string]helper{
-	"wasm": {"./internal/wasmrun", "wasmrun"},
+	"wasm": {"./internal/wasmrun", "wasmrun", []string{"runtime", "runtime/...", "internal/runtime/...", "github.com/tetratelabs/wazero/..."}},
 }
 
 // Helpers are what Options.With may name.
@@ -35,7 +38,7 @@ func buildHelpers(ctx context.Context, o Options, info *InitInfo) ([]file, error
 	var files []file
 	for _, name := range slices.Sorted(slices.Values(o.With)) {
 		h := helpers[name]
-		program, built, err := buildInit(ctx, o.SourceDir, h.pkg, nil, []string{"all"})
+		program, built, err := buildInit(ctx, o.SourceDir, h.pkg, nil, h.inlined)
 		if err != nil {
 			return nil, err
 		}

@@ -35,7 +35,11 @@ func Initramfs(ctx context.Context, o Options) ([]byte, *InitInfo, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	packed, err := compress(archive)
+	window := smallWindow
+	if len(beside) > 0 {
+		window = largeWindow
+	}
+	packed, err := compress(archive, window)
 	return packed, info, err
 }
 
@@ -154,12 +158,19 @@ func packRecords(records []cpio.Record) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
-// compress makes one zstd frame. The kernel allocates the whole window to unpack it, hence the limit.
-func compress(archive []byte) ([]byte, error) {
+// The windows of zstd, in bytes. The kernel allocates all of it to unpack a frame. From one program to the next, which is linked
+// from much of the same, it takes the larger.
+const (
+	smallWindow = 8 << 20
+	largeWindow = 16 << 20
+)
+
+// compress makes one zstd frame.
+func compress(archive []byte, window int) ([]byte, error) {
 	e, err := zstd.NewWriter(nil,
 		zstd.WithEncoderLevel(zstd.SpeedBestCompression),
 		zstd.WithEncoderConcurrency(1),
-		zstd.WithWindowSize(8<<20))
+		zstd.WithWindowSize(window))
 	if err != nil {
 		return nil, err
 	}

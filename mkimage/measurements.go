@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/ampoule-vm/ampoule/internal/disk"
 	"github.com/ampoule-vm/ampoule/internal/manifest"
@@ -38,7 +39,7 @@ func (o Options) defaultShapes() []measure.Shape {
 	}
 }
 
-// measurements says what the files in o.Out will measure to, and returns the names of what it wrote.
+// measurements says what the files in o.Out will measure to, what brokers then need, and returns the names of what it wrote.
 func (o Options) measurements(info *Info) (names []string, err error) {
 	shapes := o.defaultShapes()
 	if o.Shapes != nil {
@@ -51,6 +52,9 @@ func (o Options) measurements(info *Info) (names []string, err error) {
 		names = append(names, ShapesFile)
 	}
 	if len(shapes) == 0 {
+		if o.Resources != nil {
+			return nil, errors.New("no policy for resources without measurements: name the VMs with --shapes")
+		}
 		fmt.Fprintln(o.Progress, "build: nothing is predicted: a kernel that is started directly is measured with its firmware; name the VMs with --shapes")
 		return nil, nil
 	}
@@ -99,7 +103,14 @@ func (o Options) measurements(info *Info) (names []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(names, MeasurementsFile), writeFile(filepath.Join(o.Out, MeasurementsFile), b)
+	if err := writeFile(filepath.Join(o.Out, MeasurementsFile), b); err != nil {
+		return nil, err
+	}
+	policy, err := o.policy(all)
+	if err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	return slices.Concat(names, []string{MeasurementsFile}, policy), nil
 }
 
 // measured are the files that machines measure.

@@ -47,6 +47,7 @@ type Options struct {
 	Stub                          string   // an EFI stub; "": the pinned one, wherever it can be had
 	Shapes                        []byte   // the VMs to predict measurements for (measure.ParseShapes); nil: those of clouds, or of ampoule run
 	ShapesDir                     string   // that firmware in Shapes is seen from
+	Resources                     []string // of a broker, that Manifest may have (keypolicy.Options); nil: there is no policy for resources
 
 	KernelSource string    // a tarball of the kernel's source; "": the pinned one, wherever it can be had
 	SourceDir    string    // root of the checkout; default "."

@@ -40,12 +40,13 @@ type Request struct {
 	Tags           []string `json:"tags,omitempty"`
 	With           []string `json:"with,omitempty"`
 	Formats        []string `json:"formats,omitempty"`
+	Resources      []string `json:"resources,omitempty"`
 }
 
 func (o Options) request() Request {
 	r := Request{
 		Net: o.Net, Swap: o.Swap, ManifestSource: o.ManifestSource, ManifestSHA384: hex.EncodeToString(o.ManifestSHA384), Extra: o.Extra,
-		InitPackage: o.InitPackage, Tags: o.Tags, With: o.With, Formats: o.Formats,
+		InitPackage: o.InitPackage, Tags: o.Tags, With: o.With, Formats: o.Formats, Resources: o.Resources,
 	}
 	if o.Deadline != 0 {
 		r.Deadline = o.Deadline.String()
@@ -58,7 +59,7 @@ func (i *Info) options(dir string) (o Options, err error) {
 	r := i.Request
 	o = Options{
 		Profile: i.Profile, Allow: append([]string{}, i.Allow...), Net: r.Net, Swap: r.Swap, ManifestSource: r.ManifestSource, Extra: r.Extra,
-		InitPackage: r.InitPackage, Tags: r.Tags, With: r.With, Formats: r.Formats,
+		InitPackage: r.InitPackage, Tags: r.Tags, With: r.With, Formats: r.Formats, Resources: r.Resources,
 	}
 	if r.Deadline != "" {
 		if o.Deadline, err = time.ParseDuration(r.Deadline); err != nil {

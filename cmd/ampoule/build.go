@@ -20,20 +20,21 @@ Makes an image from pinned sources: DIR/vmlinuz, DIR/initramfs.cpio.zst and DIR/
 with a kernel; DIR/ampoule.efi, the three in one file for UEFI; and disks with that file. --formats says which of
 uki, raw (disk.raw), gcp (disk.tar.gz), azure (disk.vhd), qcow2 (disk.qcow2) and containerdisk (an OCI layout for
 KubeVirt) to make; they need systemd's EFI stub, which is fetched from Debian once, or given with --stub. What is
-known of the image is in DIR/build.json, measurements.json, sbom.cdx.json, provenance.intoto.json and SHA256SUMS.
+known of the image is in DIR/build.json, measurements.json, sbom.cdx.json, provenance.intoto.json and SHA256SUMS; what
+brokers take of it is in DIR/policy: reference values and a policy in Rego that compares evidence with them.
 --check builds the image in DIR again, elsewhere, and says which byte of what differs.
 What an image permits beyond the strict default is baked into its measured command line by --allow:
 tag (references without digest), http (brokers and registries over plain http), errors (error texts on the
 console), unsealed (results without recipients come back in clear), unbound (a manifest that the launch is
 not bound to). A production image permits nothing. KERNEL_SOURCE names a kernel source tarball to use; it must be
 the pinned one for production. --with wasm adds the runtime for WebAssembly workloads, 5 MB. --bake puts a manifest into
-the image, which then runs that one alone. With --kernel only DIR/vmlinuz is made.
+the image, which then runs that one alone, and --resource adds the policy that says what it may have. With --kernel only DIR/vmlinuz is made.
 docs/IMAGES.md says how each cloud takes its file.
 
 Examples:
   ampoule build --profile simulation --net dhcp --out out/simulation
   ampoule build --profile production --formats none --out out/production
-  ampoule build --profile production --net dhcp --bake job.json --out out/job
+  ampoule build --profile production --net dhcp --bake job.json --resource 'default/key/*' --out out/job
   ampoule build --check out/job`
 
 func buildVerb(ctx context.Context, args []string, std stdio) error {
@@ -52,6 +53,7 @@ func buildVerb(ctx context.Context, args []string, std stdio) error {
 	fs.StringVar(&o.SourceDir, "source", ".", "folder of Ampoule's own source")
 	formats := fs.String("formats", "all", "what to write the image as besides: all, none, or some of uki,raw,gcp,azure,qcow2,containerdisk")
 	bake := fs.String("bake", "", "manifest to put into the image")
+	resources := fs.String("resource", "", "with --bake, what a broker may release to the job: REPO/TYPE/TAG, of which each can be *; with commas")
 	fs.StringVar(&o.SecureBootKey, "secure-boot-key", "", "PEM key to sign ampoule.efi with, for Secure Boot")
 	fs.StringVar(&o.SecureBootCert, "secure-boot-cert", "", "PEM certificate of that key")
 	fs.StringVar(&o.Stub, "stub", "", "systemd's linuxx64.efi.stub; for production it must be the pinned one")
@@ -76,6 +78,9 @@ func buildVerb(ctx context.Context, args []string, std stdio) error {
 	}
 	if *with != "" {
 		o.With = strings.Split(*with, ",")
+	}
+	if *resources != "" {
+		o.Resources = strings.Split(*resources, ",")
 	}
 	switch *allow {
 	case "":

@@ -68,7 +68,7 @@ func Make(m *measure.Measurements, o Options) (*Policy, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	p, all, err := judge(m, o)
+	p, all, err := judge(m, o, false)
 	if err != nil {
 		return nil, err
 	}
@@ -84,14 +84,16 @@ func Make(m *measure.Measurements, o Options) (*Policy, error) {
 }
 
 // OfImage makes what holds for an image whatever it is told to do: reference values, and the policy that compares evidence
-// with them. Neither releases anything without a resource policy. That no shape of m is left is ErrNothing.
+// with them. Neither releases anything without a resource policy. For Azure they are the image's alone: its paravisor has no
+// value, and nothing is trusted there until it has. That no shape of m is left is ErrNothing.
 func OfImage(m *measure.Measurements) (*Policy, error) {
-	p, _, err := judge(m, Options{})
+	p, _, err := judge(m, Options{}, true)
 	return p, err
 }
 
-// judge collects what the shapes can show, and makes what does not depend on manifests.
-func judge(m *measure.Measurements, o Options) (*Policy, map[evidence.Kind]*known, error) {
+// judge collects what the shapes can show, and makes what does not depend on manifests. In part, it takes Azure's without
+// a paravisor.
+func judge(m *measure.Measurements, o Options, part bool) (*Policy, map[evidence.Kind]*known, error) {
 	p := &Policy{Left: maps.Clone(m.Refused), Broker: map[evidence.Kind]kbsserver.Policy{}}
 	if p.Left == nil {
 		p.Left = map[string]string{}
@@ -104,8 +106,10 @@ func judge(m *measure.Measurements, o Options) (*Policy, map[evidence.Kind]*know
 			p.Left[s.Shape.Name] = err.Error()
 			continue
 		case azure && len(o.Paravisor) == 0:
-			p.Left[s.Shape.Name] = "no launch measurement of a trusted paravisor was given (--paravisor), and another could sign any PCR"
-			continue
+			p.Left[s.Shape.Name] = "no launch measurement of a trusted paravisor was given (ampoule policy --paravisor), and another could sign any PCR"
+			if !part {
+				continue
+			}
 		}
 		if all[s.Kind] == nil {
 			all[s.Kind] = &known{registers: map[string][]string{}}
@@ -237,7 +241,9 @@ func references(all map[evidence.Kind]*known, least kbsserver.MinTCB) map[string
 	}
 	for kind, prefix := range map[evidence.Kind]string{evidence.AzSNPvTPM: "az_snp_", evidence.AzTDXvTPM: "az_tdx_"} {
 		if k := all[kind]; k != nil {
-			out[prefix+"paravisor"] = k.launch
+			if k.launch != nil {
+				out[prefix+"paravisor"] = k.launch
+			}
 			for name, values := range k.registers {
 				out[prefix+name] = values
 			}

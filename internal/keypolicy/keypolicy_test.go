@@ -316,6 +316,31 @@ func TestNoOtherGuestPassesAsAParavisor(t *testing.T) {
 	}
 }
 
+// What a build writes of an image is the whole of it but for the paravisor: on Azure it trusts nothing until that is added.
+func TestOfImage(t *testing.T) {
+	p, err := OfImage(measured())
+	if err != nil || p.Resource != nil || len(p.Broker) > 0 || p.Left["azure-snp"] == "" || p.Left["azure-tdx"] == "" {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	files, err := p.Files()
+	if got := slices.Sorted(maps.Keys(files)); err != nil || !slices.Equal(got, []string{AttestationFile, ReferenceValuesFile, RVPSFile}) {
+		t.Errorf("files %q, %v", got, err)
+	}
+	p.Resource = made(t).Resource
+	azure := map[evidence.Kind]string{evidence.AzSNPvTPM: "az_snp_paravisor", evidence.AzTDXvTPM: "az_tdx_paravisor"}
+	for _, kind := range kinds {
+		if ok, why := p.asked(t, "default/key/any", claims(kind)); ok != (azure[kind] == "") {
+			t.Errorf("%s: released %v, %s", kind, ok, why)
+		}
+	}
+	for kind, name := range azure {
+		p.References[name] = made(t).References[name]
+		if ok, why := p.asked(t, "default/key/any", claims(kind)); !ok {
+			t.Errorf("%s, with its paravisor: refused, %s", kind, why)
+		}
+	}
+}
+
 func TestMakeLeavesOutWhatProvesNothing(t *testing.T) {
 	p := made(t)
 	if got := slices.Sorted(maps.Keys(p.Left)); !slices.Equal(got, []string{"aws-tpm", "gcp-snp", "old"}) {
