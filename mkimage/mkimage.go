@@ -45,7 +45,7 @@ type Options struct {
 	Formats                       []string // what else to write it as, some of Formats; needs the EFI stub
 	SecureBootKey, SecureBootCert string   // PEM files, to sign the UKI with; "": it stays unsigned
 	Stub                          string   // an EFI stub; "": the pinned one, wherever it can be had
-	Shapes                        []byte   // the VMs to predict measurements for (measure.ParseShapes); nil: those of clouds, or of ampoule run
+	Shapes                        []byte   // the VMs to predict measurements for (measure.ParseShapes); nil: those of clouds, or of ampoule run --firmware ''
 	ShapesDir                     string   // that firmware in Shapes is seen from
 	Resources                     []string // of a broker, that Manifest may have (keypolicy.Options); nil: there is no policy for resources
 
