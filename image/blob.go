@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
+
+	"github.com/ampoule-vm/ampoule/internal/pairhash"
 )
 
 // fetchTries bounds the requests for one blob that bring no new byte.
@@ -19,29 +22,38 @@ type blob struct {
 	layer    *Layer
 	reg      *registry
 	store    store
-	sum, mac *digester // mac nil for a plain layer
+	sum      *digester // SHA-256 and, for an encrypted layer, HMAC
 	size     int64     // bytes that have come
 	progress func(int64)
 }
 
 // run fetches the blob. It fails if size, digest or HMAC are not right.
 func (b *blob) run(ctx context.Context, k *layerKey) error {
-	b.sum = newStreamDigester(sha256.New())
-	defer b.sum.finish()
+	var h summer = sha256.New()
 	if k != nil {
-		b.mac = newStreamDigester(hmac.New(sha256.New, k.sym[:]))
-		defer b.mac.finish()
+		h = withMAC{pairhash.New(k.sym[:])}
 	}
+	b.sum = newStreamDigester(h)
+	defer b.sum.finish()
 	if err := b.fetch(ctx); err != nil {
 		return err
 	}
-	if got := formatDigest(b.sum.finish()); got != b.layer.Digest {
+	sum := b.sum.finish()
+	if got := formatDigest(sum[:sha256.Size]); got != b.layer.Digest {
 		return fmt.Errorf("%w: the blob is %s, the manifest says %s", ErrDigest, got, b.layer.Digest)
 	}
-	if k != nil && !hmac.Equal(b.mac.finish(), b.layer.enc.mac[:]) {
+	if k != nil && !hmac.Equal(sum[sha256.Size:], b.layer.enc.mac[:]) {
 		return fmt.Errorf("%w: the ciphertext is not what its key's owner made", ErrMAC)
 	}
 	return nil
+}
+
+// withMAC is a pair as one sum: SHA-256, then HMAC-SHA-256.
+type withMAC struct{ *pairhash.Pair }
+
+func (p withMAC) Sum(b []byte) []byte {
+	sum, mac := p.Sums()
+	return slices.Concat(b, sum[:], mac[:])
 }
 
 // fetch sends the blob's chunks, taking up a broken transfer where it broke.
@@ -95,7 +107,7 @@ func (b *blob) copy(ctx context.Context, r io.Reader, c *chunk) error {
 		case n == 0:
 			c.home <- c
 		default:
-			b.send(c, b.sum, b.mac)
+			b.send(c, b.sum)
 			b.size += n
 			b.progress(n)
 		}

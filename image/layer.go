@@ -151,9 +151,9 @@ func (p *passage) archive(ctx context.Context, from store) error {
 		}
 		src = &deciphered{p.blob, cipher.NewCTR(block, k.nonce[:])}
 	}
-	var compressed *summer
+	var compressed *readHash
 	if k != nil && l.comp != raw && !k.fixed {
-		compressed = &summer{src, sha256.New()}
+		compressed = &readHash{src, sha256.New()}
 		src = compressed
 	}
 	plain, err := p.decompress(ctx, src)
@@ -260,19 +260,19 @@ func (c *checkedFormat) Read(p []byte) (int, error) {
 	return n, c.fault(c.format, err)
 }
 
-// summer hashes what is read through it: the compressed plaintext, where HMAC and key packet leave a bit of it open.
-type summer struct {
+// readHash hashes what is read through it: the compressed plaintext, where HMAC and key packet leave a bit of it open.
+type readHash struct {
 	r   io.Reader
 	sum hash.Hash
 }
 
 // rest reads to the end and gives the digest of the whole.
-func (s *summer) rest() (string, error) {
+func (s *readHash) rest() (string, error) {
 	_, err := io.Copy(io.Discard, s)
 	return formatDigest(s.sum.Sum(nil)), err
 }
 
-func (s *summer) Read(p []byte) (int, error) {
+func (s *readHash) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
 	s.sum.Write(p[:n])
 	return n, err

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"io"
 	"math/rand/v2"
+	"sync"
 )
 
 // Content is what the files of an image hold.
@@ -46,7 +47,7 @@ func (p *patternReader) Read(b []byte) (n int, err error) {
 const letters = "etaoinshrdlucmfwypvbgkqjxz"
 
 // vocabulary is the same for all texts: 4,096 words, the first the most common.
-var vocabulary = func() (words [4096]string) {
+func vocabulary() (words [4096]string) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for i := range words {
 		b := make([]byte, 2+r.IntN(8))
@@ -56,16 +57,19 @@ var vocabulary = func() (words [4096]string) {
 		words[i] = string(b)
 	}
 	return words
-}()
+}
 
-// running is the vocabulary in running text, by Zipf's law. Drawing from it is many times as fast as from the law.
-var running = func() (words [1 << 16]string) {
+// running is the vocabulary in running text, by Zipf's law. Drawing from it is many times as fast as from the law. It is made when it is
+// needed: every command of ampoule would wait for it otherwise.
+var running = sync.OnceValue(func() *[1 << 16]string {
+	var words [1 << 16]string
+	vocabulary := vocabulary()
 	zipf := rand.NewZipf(rand.New(rand.NewPCG(3, 4)), 1.2, 4, uint64(len(vocabulary)-1))
 	for i := range words {
 		words[i] = vocabulary[zipf.Uint64()]
 	}
-	return words
-}()
+	return &words
+})
 
 type textReader struct {
 	src  rand.Source
@@ -79,7 +83,7 @@ func (t *textReader) word() string {
 	if t.left == 0 {
 		t.draw, t.left = t.src.Uint64(), 64
 	}
-	w := running[t.draw&0xffff]
+	w := running()[t.draw&0xffff]
 	t.draw >>= 16
 	t.left -= 16
 	return w
