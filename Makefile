@@ -32,7 +32,7 @@ bench: setup
 	go run ./cmd/ampoule bench
 	go run ./cmd/ampoule bench pull
 	go run ./cmd/ampoule bench boot --memory
-	go test -run '^$$' -bench . -benchtime 3x ./image ./internal/bench
+	go test -run '^$$' -bench . -benchtime 3x ./image ./internal/bench ./internal/pairhash
 
 fuzz:
 	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r d; do \
