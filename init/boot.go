@@ -87,6 +87,10 @@ func (r *run) timed(ctx context.Context, s step) (took time.Duration, err error)
 				done <- &stepError{s.name, result.Internal, fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 			}
 		}()
+		if err := context.Cause(ctx); err != nil {
+			done <- err // stopped between two steps
+			return
+		}
 		done <- s.do(r, ctx)
 	}()
 	select {

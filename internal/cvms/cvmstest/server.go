@@ -64,13 +64,45 @@ type Stream struct{ grpc.ServerStream }
 // Say sends a ServerStreamMessage, given as JSON. That the agent is gone is for the handler to find by Hear.
 func (s *Stream) Say(text string) { s.SendMsg(New("ServerStreamMessage", text)) }
 
-// Hear returns the agent's next message as JSON.
-func (s *Stream) Hear() (map[string]any, error) {
+// Hear returns the agent's next message in a few words, such as "1: Running/Starting" for an event of computation 1.
+func (s *Stream) Hear() (string, error) {
 	m := dynamicpb.NewMessage(descriptor("ClientStreamMessage"))
 	if err := s.RecvMsg(m); err != nil {
-		return nil, err
+		return "", err
 	}
-	return JSON(m), nil
+	said := JSON(m)
+	for kind, v := range said {
+		v := v.(map[string]any)
+		switch kind {
+		case "agent_event":
+			if at, ok := v["timestamp"].(map[string]any); ok && at["seconds"] != nil && v["details"] == nil && v["originator"] == "agent" {
+				return fmt.Sprintf("%v: %v/%v", v["computation_id"], v["event_type"], v["status"]), nil
+			}
+		case "run_res":
+			if v["error"] == nil {
+				return fmt.Sprintf("%v: taken", v["computation_id"]), nil
+			}
+			return fmt.Sprintf("%v: refused, %v", v["computation_id"], v["error"]), nil
+		case "stopComputationRes":
+			return fmt.Sprintf("%v: stopped", v["computation_id"]), nil
+		case "agentStateRes":
+			return fmt.Sprintf("%v? %v", v["id"], v["state"]), nil
+		case "vTPMattestationReport":
+			return fmt.Sprintf("report of %d", len(v)), nil
+		}
+	}
+	return fmt.Sprint(said), nil
+}
+
+// HearAll returns all that the agent says until it has ended the call, or the call has been broken off.
+func (s *Stream) HearAll() (all []string) {
+	for {
+		said, err := s.Hear()
+		if err != nil {
+			return all
+		}
+		all = append(all, said)
+	}
 }
 
 // Request sends a ComputationRunReq, given as JSON, as Cocos' server does: in chunks of size bytes, and an empty last one.
