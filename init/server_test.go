@@ -78,8 +78,14 @@ func (f *served) boot() {
 
 func (f *served) heard(want ...string) {
 	f.Helper()
-	if got := <-f.said; !slices.Equal(got, append([]string{"report of 0"}, want...)) {
-		f.Errorf("the server heard %q, want %q", got, want)
+	f.server.Close()
+	select {
+	case got := <-f.said:
+		if !slices.Equal(got, append([]string{"report of 0"}, want...)) {
+			f.Errorf("the server heard %q, want %q", got, want)
+		}
+	default:
+		f.Error("the server was not asked")
 	}
 }
 
