@@ -125,7 +125,9 @@ func TestComputationServer(t *testing.T) {
 
 // TestComputationServerRefused: what is wrong with a computation is found where it is for every source, and the server hears a reason.
 func TestComputationServerRefused(t *testing.T) {
-	taken := []string{"c-1: taken", "c-1: Failed/Failed"}
+	taken, refused := []string{"c-1: taken", "c-1: Failed/Failed"}, []string{"c-1: refused, bad-manifest", "c-1: Failed/Failed"}
+	denied := []string{"c-1: taken", "c-1: ReceivingAlgorithm/InProgress", "c-1: Failed/Failed"}
+	short := func(s string) string { return strings.Replace(s, `AAAA=", "userKey"`, `", "userKey"`, 1) }
 	for name, c := range map[string]struct {
 		set    func(*served)
 		step   string
@@ -133,11 +135,11 @@ func TestComputationServerRefused(t *testing.T) {
 		heard  []string
 	}{
 		"another computation than the launch's": {func(f *served) { f.job.Arg = "y"; f.request = f.job.Request() }, "bind", result.NotBound, taken},
-		"a hash that is short":                  {func(f *served) { f.request = strings.Replace(f.request, `AAAA=", "userKey"`, `", "userKey"`, 1) }, "manifest", result.BadManifest, []string{"c-1: refused, bad-manifest", "c-1: Failed/Failed"}},
-		"no algorithm":                          {func(f *served) { f.request = `{"id": "c-1"}` }, "manifest", result.BadManifest, []string{"c-1: refused, bad-manifest", "c-1: Failed/Failed"}},
+		"a hash that is short":                  {func(f *served) { f.request = short(f.request) }, "manifest", result.BadManifest, refused},
+		"no algorithm":                          {func(f *served) { f.request = `{"id": "c-1"}` }, "manifest", result.BadManifest, refused},
 		"no id":                                 {func(f *served) { f.job.ID = ""; f.request = f.job.Request() }, "manifest", result.BadManifest, nil},
-		"nobody to seal to":                     {func(f *served) { f.job.Consumer = nil; f.request = f.job.Request() }, "manifest", result.BadManifest, []string{"c-1: refused, bad-manifest", "c-1: Failed/Failed"}},
-		"a key that is gone":                    {func(f *served) { f.removeKey() }, "attest", result.Denied, []string{"c-1: taken", "c-1: ReceivingAlgorithm/InProgress", "c-1: Failed/Failed"}},
+		"nobody to seal to":                     {func(f *served) { f.job.Consumer = nil; f.request = f.job.Request() }, "manifest", result.BadManifest, refused},
+		"a key that is gone":                    {func(f *served) { f.removeKey() }, "attest", result.Denied, denied},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newServed(t)

@@ -18,10 +18,10 @@ import (
 
 // zeros and count are hashes: as protobuf's JSON has them, and as the manifest's.
 var (
-	zeros  = base64.StdEncoding.EncodeToString(make([]byte, 32))
-	count  = base64.StdEncoding.EncodeToString([]byte("\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f\xff"))
-	zeros_ = "[0" + strings.Repeat(",0", 31) + "]"
-	count_ = "[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,255]"
+	zeros        = base64.StdEncoding.EncodeToString(make([]byte, 32))
+	count        = base64.StdEncoding.EncodeToString([]byte("\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f\xff"))
+	zeroNumbers  = "[0" + strings.Repeat(",0", 31) + "]"
+	countNumbers = "[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,255]"
 )
 
 func request(t testing.TB, text string) []byte {
@@ -45,10 +45,10 @@ func full() (text, golden string) {
 		"agent_config": {"port": "7002", "attested_tls": true, "cert_file": "PEM"}
 	}`
 	golden = `{"id":"1","name":"a \u003cb\u003e \u0026 \"c\"","description":"two\nlines, é\u2028","datasets":[` +
-		`{"hash":` + count_ + `,"user_key":"MCow","filename":"iris.csv","source":{"type":"oci-image","url":"docker://registry.example/data:v1",` +
+		`{"hash":` + countNumbers + `,"user_key":"MCow","filename":"iris.csv","source":{"type":"oci-image","url":"docker://registry.example/data:v1",` +
 		`"kbs_resource_path":"default/key/d","encrypted":true},"decompress":true,"kbs":{"url":"https://kbs.example","enabled":true}},` +
-		`{"hash":` + zeros_ + `,"source":{"url":"docker://registry.example/plain:v1"},"kbs":{}}],` +
-		`"algorithm":{"hash":` + zeros_ + `,"user_key":"MCowBQ==","source":{"type":"https","url":"https://web.example/a?b\u0026c"},"algo_type":"bin",` +
+		`{"hash":` + zeroNumbers + `,"source":{"url":"docker://registry.example/plain:v1"},"kbs":{}}],` +
+		`"algorithm":{"hash":` + zeroNumbers + `,"user_key":"MCowBQ==","source":{"type":"https","url":"https://web.example/a?b\u0026c"},"algo_type":"bin",` +
 		`"algo_args":["--epochs","","7"],"kbs":{"enabled":true}},"result_consumers":[{"user_key":"MCow"},{"user_key":"MCowBQ=="}]}`
 	return text, golden
 }
@@ -60,8 +60,8 @@ func TestManifest(t *testing.T) {
 		"all there is":        {text, golden},
 		"nothing":             {`{}`, `{}`},
 		"an id":               {`{"id": "x"}`, `{"id":"x"}`},
-		"an empty algorithm":  {`{"algorithm": {"hash": "` + zeros + `"}}`, `{"algorithm":{"hash":` + zeros_ + `}}`},
-		"an empty source":     {`{"algorithm": {"hash": "` + zeros + `", "source": {}}}`, `{"algorithm":{"hash":` + zeros_ + `,"source":{}}}`},
+		"an empty algorithm":  {`{"algorithm": {"hash": "` + zeros + `"}}`, `{"algorithm":{"hash":` + zeroNumbers + `}}`},
+		"an empty source":     {`{"algorithm": {"hash": "` + zeros + `", "source": {}}}`, `{"algorithm":{"hash":` + zeroNumbers + `,"source":{}}}`},
 		"an empty consumer":   {`{"result_consumers": [{}]}`, `{"result_consumers":[{}]}`},
 		"an agent's own part": {`{"agent_config": {"port": "7002"}}`, `{}`},
 	} {
