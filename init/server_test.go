@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/ampoule-vm/ampoule/image"
 	"github.com/ampoule-vm/ampoule/internal/cvms"
@@ -193,6 +195,30 @@ func TestTheServerStops(t *testing.T) {
 	}
 	f.heard("c-1: taken", "c-1: ReceivingAlgorithm/InProgress", "c-1: ReceivingData/InProgress", "c-1: Running/Starting", "c-1: Running/InProgress",
 		"c-1: Stopped/Stopped", "c-1: stopped")
+}
+
+// TestAStubbornWorkloadIsStopped before anything is wiped, and so before the host hears how the run ended.
+func TestAStubbornWorkloadIsStopped(t *testing.T) {
+	doc := smallManifest(t)
+	synctest.Test(t, func(t *testing.T) {
+		m, peer, _ := bareMachine()
+		ended, wiped := false, false
+		m.discard = func(...string) error { wiped = ended; return nil }
+		boot(t.Context(), m, []step{
+			{"manifest", result.BadManifest, time.Minute, func(r *run, _ context.Context) error { r.doc = doc; return nil }},
+			{"execute", result.Workload, time.Hour, func(r *run, ctx context.Context) error {
+				r.stop(errStopped)
+				<-ctx.Done()
+				time.Sleep(defaultGrace) // as a workload that knows no SIGTERM
+				ended = true
+				return nil
+			}},
+			{"seal", result.Internal, time.Minute, func(*run, context.Context) error { t.Error("it began to seal"); return nil }},
+		})
+		if o := peer.outcomes(); len(o) != 1 || o[0].Step != "seal" || o[0].Reason != result.Deadline || !wiped {
+			t.Errorf("outcomes %+v, and what was wiped was the workload's no more: %v", o, wiped)
+		}
+	})
 }
 
 // TestTheServerDies when it has sent the computation: the run goes on to its end.
