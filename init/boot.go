@@ -87,6 +87,10 @@ func (r *run) timed(ctx context.Context, s step) (took time.Duration, err error)
 				done <- &stepError{s.name, result.Internal, fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 			}
 		}()
+		if err := context.Cause(ctx); err != nil {
+			done <- err // stopped between two steps
+			return
+		}
 		done <- s.do(r, ctx)
 	}()
 	select {
@@ -95,7 +99,7 @@ func (r *run) timed(ctx context.Context, s step) (took time.Duration, err error)
 		// A step that honours its context ends now; one that hangs is left behind, and the power cut ends it.
 		select {
 		case err = <-done:
-		case <-time.After(hangGrace):
+		case <-time.After(r.patience(s)):
 			err = fmt.Errorf("hangs: %w", context.Cause(ctx))
 		}
 	}
@@ -112,6 +116,15 @@ func (r *run) timed(ctx context.Context, s step) (took time.Duration, err error)
 
 // hangGrace is how long a step may take to notice that its time is over.
 const hangGrace = 5 * time.Second
+
+// patience is hangGrace, and for execute also what its workload has to end in, for it must be gone when all is wiped. The run's deadline leaves
+// that time anyway; a server that stops the run does not.
+func (r *run) patience(s step) time.Duration {
+	if s.name == "execute" && r.doc != nil {
+		return hangGrace + r.grace()
+	}
+	return hangGrace
+}
 
 // A stepError is a failure with the two things that the host may know of it. The rest is for the owner.
 type stepError struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,7 +13,13 @@ import (
 	"github.com/ampoule-vm/ampoule/mkimage"
 )
 
-// never is what PID 1 does not link: each is weight, a parser, or a way in that it has no use for.
+// The build tags of /init: as mkimage gives them to every image, and to one built --with cocos.
+const (
+	plainTags = "nethttpomithttp2,guest"
+	cocosTags = "guest,cocos"
+)
+
+// never is what PID 1 does not link, with either: each is weight, a parser, or a way in that it has no use for.
 var never = []string{
 	"testing", "text/template", "html/template", "encoding/gob", "expvar", "net/http/httptest", "net/http/pprof", "net/rpc", "plugin",
 	"google.golang.org/protobuf", "github.com/tetratelabs/wazero", "google.golang.org/grpc", "github.com/google/go-sev-guest", "github.com/google/go-tdx-guest",
@@ -27,8 +34,9 @@ const module = "github.com/ampoule-vm/ampoule"
 
 // The budgets of PID 1.
 const (
-	maxInitSize = 10_500_000 // bytes, stripped
-	maxModules  = 45         // linked in, without our own
+	maxInitSize  = 10_500_000 // bytes, stripped
+	maxCocosSize = 11_000_000 // with what --with cocos adds
+	maxModules   = 45         // linked in, without our own
 )
 
 type pkg struct {
@@ -38,9 +46,9 @@ type pkg struct {
 }
 
 // packages lists what args name and, with -deps among them, all below.
-func packages(t *testing.T, args ...string) map[string]pkg {
+func packages(t *testing.T, tags string, args ...string) map[string]pkg {
 	t.Helper()
-	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Standard", "-tags", "nethttpomithttp2,guest"}, args...)...)
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Standard", "-tags", tags}, args...)...)
 	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.Output()
 	if err != nil {
@@ -65,16 +73,22 @@ func below(path, root string) bool { return path == root || strings.HasPrefix(pa
 
 // TestDependencies names the chain of imports that brought in what PID 1 must not have.
 func TestDependencies(t *testing.T) {
-	all := packages(t, "-deps", ".")
-	for path := range all {
-		for _, bad := range never {
-			if below(path, bad) {
-				t.Errorf("PID 1 links %s: %s", path, strings.Join(chain(all, module+"/init", path), " → "))
+	const server = module + "/internal/cvms"
+	for tags, not := range map[string][]string{plainTags: append([]string{server}, never...), cocosTags: never} {
+		all := packages(t, tags, "-deps", ".")
+		for path := range all {
+			for _, bad := range not {
+				if below(path, bad) {
+					t.Errorf("with tags %s PID 1 links %s: %s", tags, path, strings.Join(chain(all, module+"/init", path), " → "))
+				}
 			}
 		}
-	}
-	if len(all) < 100 {
-		t.Errorf("go list found %d packages, which cannot be all", len(all))
+		if len(all) < 100 {
+			t.Errorf("go list found %d packages, which cannot be all", len(all))
+		}
+		if _, ok := all[server]; !ok && tags == cocosTags {
+			t.Errorf("with tags %s PID 1 does not link %s", tags, server)
+		}
 	}
 }
 
@@ -99,18 +113,28 @@ func chain(all map[string]pkg, from, to string) []string {
 	return nil
 }
 
-// TestBudget builds /init as an image has it.
+// TestBudget builds /init as images have it. HTTP/2 may cost what it costs, but no module.
 func TestBudget(t *testing.T) {
-	_, info, err := mkimage.Initramfs(t.Context(), mkimage.Options{Profile: cmdline.Production, SourceDir: ".."})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("/init has %d bytes and %d modules", info.Size, info.Modules)
-	if info.Size > maxInitSize {
-		t.Errorf("/init has %d bytes, over its budget of %d", info.Size, maxInitSize)
-	}
-	if info.Modules > maxModules {
-		t.Errorf("/init links %d modules, over its budget of %d", info.Modules, maxModules)
+	var linked []mkimage.Module
+	for _, c := range []struct {
+		with []string
+		most int64
+	}{{nil, maxInitSize}, {[]string{mkimage.Cocos}, maxCocosSize}} {
+		_, info, err := mkimage.Initramfs(t.Context(), mkimage.Options{Profile: cmdline.Production, SourceDir: "..", With: c.with})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("with %q /init has %d bytes and %d modules", c.with, info.Size, info.Modules)
+		if info.Size > c.most {
+			t.Errorf("with %q /init has %d bytes, over its budget of %d", c.with, info.Size, c.most)
+		}
+		if info.Modules > maxModules {
+			t.Errorf("with %q /init links %d modules, over its budget of %d", c.with, info.Modules, maxModules)
+		}
+		if linked != nil && !slices.Equal(linked, info.Linked) {
+			t.Errorf("with %q /init links %v, and without %v", c.with, info.Linked, linked)
+		}
+		linked = info.Linked
 	}
 }
 
@@ -118,6 +142,8 @@ func TestBudget(t *testing.T) {
 // The guest's and the host's side meet in the leaves only: manifest, evidence, result, cmdline, image.
 var arrows = map[string]string{
 	"internal/cmdline":             "",
+	"internal/cvms":                "internal/result",
+	"internal/cvms/cvmstest":       "",
 	"internal/egress":              "",
 	"internal/evidence":            "",
 	"internal/manifest":            "",
@@ -171,7 +197,7 @@ var arrows = map[string]string{
 	"test/quoter":                  "internal/guest",
 	"test/bridge":                  "",
 	"test/measured":                "",
-	"init": "image internal/cmdline internal/egress internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/object internal/registryauth internal/secret internal/result internal/sink internal/source " +
+	"init": "image internal/cmdline internal/cvms internal/egress internal/evidence internal/guest internal/guestapi internal/imagepolicy internal/kbs internal/manifest internal/object internal/registryauth internal/secret internal/result internal/sink internal/source " +
 		"internal/tee internal/tee/configfs internal/tee/sample internal/tee/vtpm internal/tree internal/workload",
 	"cmd/ampoule": "image mkimage qemu internal/bench internal/cmdline internal/debian internal/demo internal/doctor internal/evidence internal/imagepolicy internal/kbs " +
 		"internal/kbs/kbsserver internal/kbs/kbsserver/rego internal/kbs/kbsserver/store internal/keypolicy internal/keyprovider internal/manifest internal/measure internal/object " +
@@ -179,7 +205,7 @@ var arrows = map[string]string{
 }
 
 func TestArrows(t *testing.T) {
-	all := packages(t, "../...")
+	all := packages(t, cocosTags, "../...")
 	for path, p := range all {
 		name := strings.TrimPrefix(path, module+"/")
 		if name == "test" {

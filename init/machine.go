@@ -36,6 +36,7 @@ type machine struct {
 	openTEE       func([]tee.Driver) (tee.Device, error)
 	network       func(context.Context, cmdline.Net) error
 	fetchManifest func(context.Context, cmdline.Source) ([]byte, error)
+	openServer    func(addr string, stop func()) server // nil: there is no such source
 	resolve       func(context.Context, string, image.Options) (*image.Image, error)
 	openBrokers   func(brokers []kbs.Broker, dev tee.Device, initdata []byte) (keyBrokers, error)
 	unpack        func(context.Context, *image.Image, string, image.Keys, image.Limits, func(int64)) error
@@ -95,6 +96,7 @@ func newMachine() *machine {
 			return guest.Network(ctx, n)
 		},
 		fetchManifest: fetchManifest,
+		openServer:    openServer,
 		resolve:       image.Resolve,
 		openBrokers:   openBrokers,
 		unpack: func(ctx context.Context, i *image.Image, dir string, k image.Keys, l image.Limits, progress func(int64)) error {

@@ -43,6 +43,9 @@ func (r *run) emit(e result.Event) {
 		return
 	}
 	r.peer.Send(e)
+	if r.server != nil {
+		r.server.Send(e)
+	}
 }
 
 // connect opens the channel to the host and hands over what happened before.
@@ -176,6 +179,7 @@ func (r *run) report(outcome result.Event) {
 	ctx, cancel := context.WithTimeout(context.Background(), reportLimit)
 	defer cancel()
 	r.peer.Close(ctx) // an outcome that the host does not take is the host's loss
+	r.hangUp()
 }
 
 // sealed says whether results are encrypted; parsing refused a manifest without recipients where that is not permitted.

@@ -35,6 +35,7 @@ type run struct {
 	peer        host                           // mount
 	dev         tee.Device                     // platform
 	doc         *manifest.Manifest             // manifest
+	server      server                         // manifest; nil: it comes from no such one
 	initdata    []byte                         // bind
 	launch      evidence.Measurement           // bind
 	tcb         []byte                         // bind; as the hardware reports it, nil where it reports none

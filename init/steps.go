@@ -64,7 +64,7 @@ func (r *run) platform(context.Context) (err error) {
 func (r *run) network(ctx context.Context) error { return r.machine.network(ctx, r.opts.Net) }
 
 func (r *run) manifest(ctx context.Context) error {
-	raw, err := r.fetchManifest(ctx, r.opts.Manifest)
+	raw, err := r.fetch(ctx)
 	if err != nil {
 		return err
 	}

@@ -81,6 +81,9 @@ func (o Options) cmdline() (line string, allow []string, err error) {
 		if c.Manifest, err = cmdline.ParseSource(o.ManifestSource); err != nil {
 			return "", nil, err
 		}
+		if c.Manifest.Kind == cmdline.CVMS && !slices.Contains(o.With, Cocos) {
+			return "", nil, fmt.Errorf("manifest source %s: only an image built with %s has it (--with %s)", c.Manifest, Cocos, Cocos)
+		}
 	}
 	if err := checkExtra(o.Extra); err != nil {
 		return "", nil, err

@@ -23,7 +23,7 @@ func Initramfs(ctx context.Context, o Options) ([]byte, *InitInfo, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	init, info, err := buildInit(ctx, o.SourceDir, o.InitPackage, o.Tags, inlined)
+	init, info, err := buildInit(ctx, o.SourceDir, o.InitPackage, o.initTags(), inlined)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -62,8 +62,7 @@ func buildInit(ctx context.Context, dir, pkg string, tags, inlined []string) ([]
 	defer os.RemoveAll(tmp)
 	path := filepath.Join(tmp, "init")
 	args := []string{"build", "-trimpath", "-buildvcs=false",
-		// Registries and brokers speak HTTP/1.1: one parser less that faces the host. "guest" leaves out what makes images.
-		"-tags", strings.Join(append([]string{"nethttpomithttp2", "guest"}, tags...), ","),
+		"-tags", guestTags(tags),
 		"-ldflags", fmt.Sprintf("-s -w -buildid= -X main.buildTime=%d", kernelconfig.Pin.Date.Unix()),
 		"-o", path, "-gcflags=all=-l"}
 	for _, pattern := range inlined {

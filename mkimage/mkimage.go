@@ -52,7 +52,7 @@ type Options struct {
 	KernelSource string    // a tarball of the kernel's source; "": the pinned one, wherever it can be had
 	SourceDir    string    // root of the checkout; default "."
 	InitPackage  string    // what becomes /init, relative to SourceDir; default "./init"
-	With         []string  // programs beside /init, of Helpers
+	With         []string  // what else it has, of Helpers
 	Tags         []string  // build tags of init, for tests that break a step of it; simulation only
 	Cache        string    // default: ampoule in the user's cache directory
 	Fresh        bool      // build the kernel anew, and leave it out of the cache

@@ -144,9 +144,11 @@ func asJSON(v any) ([]byte, error) {
 // sourceDigest is the SHA-256 over the files of the module in o.SourceDir that init, the programs beside it and this package
 // are compiled from, and over what pins the modules that they use: one line "sha256  path" each, sorted by path.
 func (o Options) sourceDigest(ctx context.Context) (string, error) {
-	args := []string{"list", "-deps", "-tags", "nethttpomithttp2,guest", "-json=Dir,Module,GoFiles,SFiles,EmbedFiles", o.InitPackage, "./mkimage"}
+	args := []string{"list", "-deps", "-tags", guestTags(o.initTags()), "-json=Dir,Module,GoFiles,SFiles,EmbedFiles", o.InitPackage, "./mkimage"}
 	for _, name := range o.With {
-		args = append(args, helpers[name].pkg)
+		if h := helpers[name]; h.pkg != "" {
+			args = append(args, h.pkg)
+		}
 	}
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir, cmd.Env = o.SourceDir, goEnviron(os.Environ())

@@ -27,7 +27,8 @@ What an image permits beyond the strict default is baked into its measured comma
 tag (references without digest), http (brokers and registries over plain http), errors (error texts on the
 console), unsealed (results without recipients come back in clear), unbound (a manifest that the launch is
 not bound to). A production image permits nothing. KERNEL_SOURCE names a kernel source tarball to use; it must be
-the pinned one for production. --with wasm adds the runtime for WebAssembly workloads, 5 MB. --bake puts a manifest into
+the pinned one for production. --with wasm adds the runtime for WebAssembly workloads, 5 MB; --with cocos, the
+manifest source cvms:HOST:PORT, a computation server of Cocos. --bake puts a manifest into
 the image, which then runs that one alone, and --resource adds the policy that says what it may have. With --kernel only DIR/vmlinuz is made.
 docs/IMAGES.md says how each cloud takes its file.
 
@@ -35,6 +36,7 @@ Examples:
   ampoule build --profile simulation --net dhcp --out out/simulation
   ampoule build --profile production --formats none --out out/production
   ampoule build --profile production --net dhcp --bake job.json --resource 'default/key/*' --out out/job
+  ampoule build --profile simulation --net dhcp --with cocos --manifest-source cvms:10.0.2.2:7001 --out out/cocos
   ampoule build --check out/job`
 
 func buildVerb(ctx context.Context, args []string, std stdio) error {
@@ -45,8 +47,8 @@ func buildVerb(ctx context.Context, args []string, std stdio) error {
 	allow := fs.String("allow", "", "what a simulation image permits: tag,http,errors,unsealed,unbound,sample, or none (default: tag,http,unsealed)")
 	fs.StringVar(&o.Net, "net", "none", "network: none, dhcp or static:ADDR/BITS,GATEWAY[,DNS]")
 	fs.StringVar(&o.Swap, "swap", "", "disk of the VM that becomes encrypted swap: vda, sda or nvme0n1, …; none unless named (ampoule run --swap)")
-	fs.StringVar(&o.ManifestSource, "manifest-source", "", "where the VM reads its manifest: vsock:PORT, cmdline:BASE64URL, or image: with --bake (default vsock:1024)")
-	with := fs.String("with", "", "programs beside init, for workloads that need them: wasm")
+	fs.StringVar(&o.ManifestSource, "manifest-source", "", "where the VM reads its manifest: vsock:PORT, cmdline:BASE64URL, image: with --bake, or cvms:HOST:PORT with --with cocos (default vsock:1024)")
+	with := fs.String("with", "", "what else the image has: wasm, cocos, or both as wasm,cocos")
 	fs.StringVar(&o.Extra, "cmdline", "", "further kernel parameters")
 	fs.DurationVar(&o.Deadline, "deadline", 0, "deadline of a whole run (default 1h)")
 	fs.BoolVar(&o.Fresh, "fresh", false, "build the kernel although it is cached")

@@ -74,7 +74,10 @@ func ParseAllow(s string) (Allow, error) {
 // Image is the kind of source that is part of the image: its initramfs has the manifest.
 const Image = "image"
 
-// Source says where the manifest comes from: {"vsock", port}, {"cmdline", base64url of gzip} or {Image, ""}.
+// CVMS is the kind of source that is a computation server of Cocos, in images built with that.
+const CVMS = "cvms"
+
+// Source says where the manifest comes from: {"vsock", port}, {"cmdline", base64url of gzip}, {Image, ""} or {CVMS, "host:port"}.
 type Source struct{ Kind, Arg string }
 
 func (s Source) String() string { return s.Kind + ":" + s.Arg }
@@ -95,10 +98,38 @@ func ParseSource(s string) (Source, error) {
 		if s != Image+":" {
 			return Source{}, fmt.Errorf("%.40q: want image: with nothing behind it", s)
 		}
+	case CVMS:
+		if !isHostPort(arg) {
+			return Source{}, fmt.Errorf("cvms:%.300s: want cvms:HOST:PORT, as in cvms:cvms.example:7001 or cvms:[fd00::1]:7001", arg)
+		}
 	default:
-		return Source{}, fmt.Errorf("%q is not a manifest source; want vsock:PORT, image: or cmdline:BASE64URL", kind)
+		return Source{}, fmt.Errorf("%q is not a manifest source; want vsock:PORT, image:, cmdline:BASE64URL or cvms:HOST:PORT", kind)
 	}
 	return Source{kind, arg}, nil
+}
+
+// isHostPort reports whether s is an address, or a name of letters, digits and dashes, and a port, each in its one spelling.
+func isHostPort(s string) bool {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 {
+		return false
+	}
+	host, port := s[:i], s[i+1:]
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || strconv.FormatUint(n, 10) != port {
+		return false
+	}
+	if at, err := netip.ParseAddrPort(s); err == nil {
+		return at.String() == s && at.Addr().Zone() == ""
+	}
+	if len(host) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(host, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || strings.Trim(label, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") != "" {
+			return false
+		}
+	}
+	return true
 }
 
 // Net is the network that the image asks for. Mode is "none", "dhcp" or "static"; the rest is for static only.
@@ -172,7 +203,7 @@ func ParseSwap(s string) (string, error) {
 type Options struct {
 	Profile  string        // ampoule.profile=production|simulation; the one mandatory key
 	Allow    Allow         // ampoule.allow=tag,http,…; production permits nothing
-	Manifest Source        // ampoule.manifest=vsock:1024 (default) | cmdline:…
+	Manifest Source        // ampoule.manifest=vsock:1024 (default) | cmdline:… | image: | cvms:HOST:PORT
 	SHA384   []byte        // ampoule.manifest-sha384=<96 hex>; nil when absent
 	Net      Net           // ampoule.net=none (default) | dhcp | static:…
 	Swap     string        // ampoule.swap=vda, a disk below /dev that takes encrypted swap; "": none
@@ -280,6 +311,9 @@ func Parse(line string) (Options, error) {
 	}
 	if o.Profile == Production && len(o.Allow) > 0 {
 		errs = append(errs, fmt.Errorf("ampoule.allow: %s: a production image permits nothing; use --profile simulation", o.Allow))
+	}
+	if o.Manifest.Kind == CVMS && o.Net.Mode == "none" {
+		errs = append(errs, fmt.Errorf("ampoule.manifest: %s is on the network and ampoule.net is none; want dhcp or static", o.Manifest))
 	}
 	return o, errors.Join(errs...)
 }

@@ -60,6 +60,8 @@ func TestParseRefuses(t *testing.T) {
 		"a namespace of number 0":       {ok + "ampoule.swap=nvme0n0", "is not a disk to swap to"},
 		"no disk at all":                {ok + "ampoule.swap=", "is not a disk to swap to"},
 		"a deadline under a second":     {ok + "ampoule.deadline=1ms", "is not a deadline"},
+		"a server and no network":       {ok + "ampoule.manifest=cvms:10.0.2.2:7001", "cvms:10.0.2.2:7001 is on the network and ampoule.net is none"},
+		"a server and network none":     {ok + "ampoule.net=none ampoule.manifest=cvms:10.0.2.2:7001", "ampoule.net is none; want dhcp or static"},
 		"a line that the kernel cuts":   {ok + strings.Repeat("x", maxLine), "the kernel cuts"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -68,6 +70,24 @@ func TestParseRefuses(t *testing.T) {
 				t.Fatalf("Parse: %v, want it to say %q", err, c.want)
 			}
 		})
+	}
+}
+
+func TestComputationServers(t *testing.T) {
+	for _, at := range []string{"10.0.2.2:7001", "[fd00::1]:1", "cvms.example:65535", "localhost:7001", "A-1.example:80", strings.Repeat("a.", 126) + "a:1"} {
+		line := "ampoule.profile=simulation ampoule.net=dhcp ampoule.manifest=cvms:" + at
+		if o, err := Parse(line); err != nil || o.Manifest != (Source{CVMS, at}) || !strings.Contains(o.String(), "ampoule.manifest=cvms:"+at+" ") {
+			t.Errorf("%s: %+v, %v", at, o.Manifest, err)
+		}
+	}
+	for _, at := range []string{
+		"", ":", ":7001", "10.0.2.2", "10.0.2.2:", "10.0.2.2:0", "10.0.2.2:07", "10.0.2.2:+7", "10.0.2.2:65536", "10.0.2.2:7001:", "fd00::1:7001", "[fd00::1]", "[fd00:0::1]:7001",
+		"[fe80::1%eth0]:7001", "[10.0.2.2]:7001", "http://cvms.example:7001", "cvms.example/x:7001", "user@cvms.example:7001", "cvms..example:7001", "cvms.example.:7001", "-a.example:7001",
+		"a_b.example:7001", "é.example:7001", strings.Repeat("a", 64) + ":1", strings.Repeat("a.", 126) + "aa:1",
+	} {
+		if s, err := ParseSource("cvms:" + at); err == nil || !strings.Contains(err.Error(), "want cvms:HOST:PORT") {
+			t.Errorf("cvms:%s: %+v, %v", at, s, err)
+		}
 	}
 }
 
@@ -83,6 +103,7 @@ func TestParseReportsAllProblems(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add("ampoule.profile=simulation ampoule.net=dhcp")
 	f.Add("ampoule.profile=simulation ampoule.swap=nvme0n1")
+	f.Add("ampoule.profile=simulation ampoule.net=dhcp ampoule.manifest=cvms:[fd00::1]:7001")
 	f.Add(`a "b c" ampoule.allow="tag" -- x`)
 	f.Add("ampoule.profile=simulation ampoule.manifest=cmdline:H4sI ampoule.net=static:10.0.2.15/24,10.0.2.2 ampoule.deadline=1.5s")
 	f.Fuzz(func(t *testing.T, line string) {
